@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine with Python >= 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+EXTRA ?= cpu
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: .venv/installed ## Mine, train and evaluate on real pairs, three arms side by side
+	$(BIN)/b3 demo
+
+test: .venv/installed ## Run the fast tests
+	$(BIN)/python -m pytest
+
+test-all: .venv/installed ## Run every test: real servers, kills, larger data
+	$(BIN)/python -m pytest -m ''
+
+check: .venv/installed ## Check format, lint, types, imports, and run the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+format: .venv/installed ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: .venv/installed ## Make .venv with everything in it (EXTRA=gpu for faiss-gpu)
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),dev]'
+	touch $@
+
+clean: ## Remove the environment and caches; artifacts in .b3 stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+.PHONY: help demo test test-all check format install clean

@@ -1,0 +1,178 @@
+"""What an artifact is: an address known before it is made, a draft, a record, files.
+
+An address is a hash of what decides a stage's output, so the same work done elsewhere, or after
+a crash, lands at the same place.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from b3_core.errors import CorruptArtifactError
+
+
+def canonical_json(value: object) -> bytes:
+    """Encode JSON the one way: sorted keys, no spaces, no NaN.
+
+    Raises
+    ------
+    TypeError
+        The value holds something that is no JSON (a path, an array, a set): it cannot be hashed.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex sha256 of a local file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an artifact lives, known before it is made."""
+
+    dataset: str
+    stage: str
+    fingerprint: str
+
+    @classmethod
+    def of(
+        cls,
+        dataset: str,
+        stage: str,
+        *,
+        version: int,
+        settings: Mapping[str, object],
+        inputs: Mapping[str, str],
+    ) -> Self:
+        """Hash what decides a stage's output: settings, upstream fingerprints, code version.
+
+        Paths, worker counts and devices do not belong in ``settings``: the same work done
+        elsewhere must land at the same address.
+        """
+        identity = {
+            "stage": stage,
+            "version": version,
+            "settings": dict(settings),
+            "inputs": dict(inputs),
+        }
+        return cls(dataset, stage, hashlib.sha256(canonical_json(identity)).hexdigest()[:20])
+
+    @property
+    def path(self) -> str:
+        """The folder below the store's root."""
+        return f"{self.dataset}/{self.stage}/{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One data file of an artifact, by its logical name."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Files(Protocol):
+    """Where an artifact's bytes come from: the store, as an artifact sees it."""
+
+    def uri(self, path: str) -> str:
+        """Return the absolute URI of a path below the root."""
+
+    def local_copy(self, path: str, entry: StoredFile) -> Path:
+        """Return a local path of a stored file."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its record, and its files on demand."""
+
+    store: Files
+    address: Address
+    record: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """What the artifact was made from, hashed."""
+        return self.address.fingerprint
+
+    @property
+    def uri(self) -> str:
+        """The artifact's folder, absolute."""
+        return self.store.uri(self.address.path)
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        """The figures the stage recorded about its output."""
+        counts: Mapping[str, Any] = self.record["counts"]
+        return counts
+
+    @cached_property
+    def files(self) -> Mapping[str, StoredFile]:
+        """Logical name -> stored file."""
+        return {name: StoredFile(**entry) for name, entry in self.record["files"].items()}
+
+    def path(self, name: str) -> Path:
+        """Return a local path with the bytes of a file, checked against its sha256.
+
+        Raises
+        ------
+        CorruptArtifactError
+            The stored bytes are not the recorded ones.
+        """
+        entry = self.files[name]
+        local = self.store.local_copy(f"{self.address.path}/{entry.path}", entry)
+        if local.stat().st_size != entry.size or sha256_file(local) != entry.sha256:
+            raise CorruptArtifactError(
+                f"{self.store.uri(self.address.path)}/{entry.path} is not what was recorded",
+                expected=f"{entry.size} bytes with sha256 {entry.sha256[:12]}...",
+                remedy="delete the artifact's folder and run the same command again",
+            )
+        return local
+
+    @contextlib.contextmanager
+    def folder(self, prefix: str) -> Iterator[Path]:
+        """Lay the files under ``prefix/`` out in a temporary folder under their logical names."""
+        with tempfile.TemporaryDirectory(prefix="b3-") as temporary:
+            for name in self.files:
+                if name.startswith(prefix + "/"):
+                    target = Path(temporary, name.removeprefix(prefix + "/"))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self.path(name), target)
+            yield Path(temporary)
+
+
+@dataclass
+class Draft:
+    """An artifact in the making: a private local folder that nobody else sees."""
+
+    folder: Path
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """Return the local path to write file ``name`` at; ``name`` may hold folders."""
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write canonical JSON, so that the same value has the same bytes."""
+        self.path(name).write_bytes(canonical_json(value) + b"\n")
+
+    def names(self) -> list[str]:
+        """Every file written so far, sorted."""
+        return sorted(
+            file.relative_to(self.folder).as_posix()
+            for file in self.folder.rglob("*")
+            if file.is_file()
+        )

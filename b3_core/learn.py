@@ -1,0 +1,256 @@
+"""The stages after mining: a student a manifest, its evaluation, the table of arms.
+
+ManifestOf (arm, seed) -> Student -> Evaluation -> Results (all arms and seeds)
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from b3_core import teacher
+from b3_core.artifacts import Artifact, Draft
+from b3_core.config import EvalSpec, TeacherSpec, TrainSpec
+from b3_core.embed import PairsRef
+from b3_core.evaluate import compare, retrieval
+from b3_core.manifest import Manifest
+from b3_core.mine import ManifestOf
+from b3_core.pairs import PairTable
+from b3_core.progress import Progress, silent
+from b3_core.stage import Stage, generator
+from b3_core.store import ArtifactStore
+
+
+@dataclass(frozen=True)
+class Student(Stage):
+    """A model trained on one manifest; its seed sets weights, and the manifest's the rest."""
+
+    manifest: ManifestOf
+    train: TrainSpec
+    initial: str
+    name: ClassVar[str] = "student"
+    version: ClassVar[int] = 1
+
+    @classmethod
+    def of(cls, manifest: ManifestOf, train: TrainSpec) -> Self:
+        """Identify the weights that training starts from."""
+        initial = "random"
+        if train.student != "static":
+            identity = teacher.model_identity(train.student, train.revision)
+            initial = ":".join(f"{key}={value}" for key, value in sorted(identity.items()))
+        return cls(manifest, train, initial)
+
+    @property
+    def dataset(self) -> str:  # noqa: D102 - the base class says it
+        return self.manifest.dataset
+
+    @property
+    def settings(self) -> Mapping[str, Any]:  # noqa: D102
+        return {
+            **self.train.model_dump(exclude={"student", "revision"}),
+            "seed": self.manifest.seed,
+        }
+
+    @property
+    def inputs(self) -> Mapping[str, str]:  # noqa: D102
+        return {"manifest": self.manifest.address.fingerprint, "initial": self.initial}
+
+    def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
+        from b3_core.train import train_student  # noqa: PLC0415 - imports torch
+
+        manifest = Manifest.load(store.get(self.manifest.address))
+        result = train_student(
+            [ref.table(store) for ref in self.manifest.refs],
+            manifest.plan,
+            self.train,
+            seed=self.manifest.seed,
+            output=draft.path("model"),
+            progress=progress,
+        )
+        draft.write_json("loss.json", [list(point) for point in result.loss])
+        draft.counts |= {
+            "steps": result.steps,
+            "examples_seen": result.examples_seen,
+            "train_seconds": round(result.seconds, 2),
+            "last_loss": result.loss[-1][1] if result.loss else None,
+        }
+
+
+def train_loop(
+    config: Mapping[str, Any],
+    *,
+    rank: int,
+    progress: Progress,
+    report: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train several students in one worker group, skipping those that are done.
+
+    Parameters
+    ----------
+    config
+        ``root`` of the store and ``students`` to train.
+    rank
+        This worker's place in the group; worker 0 publishes.
+    report
+        Told the counts of every student that is finished, by all workers.
+    """
+    store = ArtifactStore(config["root"])
+    students: Sequence[Student] = config["students"]
+    for place, student in enumerate(students):
+        step = _nested(progress, place, len(students)) if rank == 0 else silent
+        if rank == 0:
+            counts = dict(student.run(store, step).counts)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                draft = Draft(Path(folder))
+                student.build(store, draft, step)
+                counts = draft.counts
+        report(counts)
+
+
+def _nested(progress: Progress, place: int, of: int) -> Progress:
+    """Show step ``done`` of run ``place`` as one line over all runs."""
+    return lambda done, total: progress(place * total + done, of * total)
+
+
+@dataclass(frozen=True)
+class Evaluation(Stage):
+    """Held-out queries of every dataset against all of its positives."""
+
+    student: Student
+    spec: EvalSpec
+    name: ClassVar[str] = "evaluation"
+    version: ClassVar[int] = retrieval.VERSION
+
+    @property
+    def dataset(self) -> str:  # noqa: D102
+        return self.student.dataset
+
+    @property
+    def settings(self) -> Mapping[str, Any]:  # noqa: D102
+        return self.spec.model_dump()
+
+    @property
+    def inputs(self) -> Mapping[str, str]:  # noqa: D102
+        heldout = {ref.spec.name: ref.heldout_digest for ref in self.student.manifest.refs}
+        return {"student": self.student.address.fingerprint, **heldout}
+
+    def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
+        train = self.student.train
+        with store.get(self.student.address).folder("model") as folder:
+            spec = TeacherSpec(model=str(folder), max_length=train.max_length)
+            encoder = teacher.Teacher(spec)
+        reports = [
+            self._evaluate(encoder, ref, store, progress) for ref in self.student.manifest.refs
+        ]
+        for report in reports:
+            report.save(draft, report.task)
+        names = [report.task for report in reports]
+        metrics = {
+            name: float(np.mean([report.metrics[name] for report in reports]))
+            for name in reports[0].metrics
+        }
+        draft.counts |= {"tasks": names, "metrics": metrics}
+
+    def _evaluate(
+        self, encoder: teacher.Teacher, ref: PairsRef, store: ArtifactStore, progress: Progress
+    ) -> retrieval.EvalReport:
+        artifact = store.get(ref.address)
+        heldout = PairTable.load(artifact, "heldout")
+        train = PairTable.load(artifact, "train")
+        prompts = self.student.train
+        query_QD = encoder.encode(heldout.queries.to_pylist(), prompt=prompts.query_prompt)
+        corpus = [*train.positives.to_pylist(), *heldout.positives.to_pylist()]
+        corpus_CD = encoder.encode(corpus, prompt=prompts.positive_prompt, progress=progress)
+        rank_Q = retrieval.rank_of_positive(
+            query_QD,
+            corpus_CD,
+            group_Q=heldout.group_N,
+            group_C=np.concatenate([train.group_N, heldout.group_N]),
+        )
+        fingerprints = {
+            "student": self.student.address.fingerprint,
+            "manifest": self.student.manifest.address.fingerprint,
+            "pairs": ref.address.fingerprint,
+        }
+        return retrieval.EvalReport.of(ref.spec.name, rank_Q, len(corpus), fingerprints)
+
+
+def evaluate_run(root: str, evaluation: Evaluation) -> None:
+    """Evaluate one student: the body of a Ray task."""
+    evaluation.run(ArtifactStore(root))
+
+
+@dataclass(frozen=True)
+class Results(Stage):
+    """Arms side by side: mean and spread over seeds, and b3 against random, paired."""
+
+    evaluations: tuple[tuple[str, Evaluation], ...]
+    name: ClassVar[str] = "results"
+    version: ClassVar[int] = compare.VERSION
+
+    @property
+    def dataset(self) -> str:  # noqa: D102
+        return self.evaluations[0][1].dataset
+
+    @property
+    def settings(self) -> Mapping[str, Any]:  # noqa: D102
+        return {"arms": [arm for arm, _ in self.evaluations]}
+
+    @property
+    def inputs(self) -> Mapping[str, str]:  # noqa: D102
+        return {
+            f"{arm}/{evaluation.student.manifest.seed}": evaluation.address.fingerprint
+            for arm, evaluation in self.evaluations
+        }
+
+    def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
+        arms: dict[str, list[Evaluation]] = {}
+        for arm, evaluation in self.evaluations:
+            arms.setdefault(arm, []).append(evaluation)
+        table = [self._row(store, arm, runs) for arm, runs in arms.items()]
+        difference = {
+            f"{arm} - random": self._difference(store, arms[arm], arms["random"])
+            for arm in arms
+            if "random" in arms and arm != "random"
+        }
+        draft.write_json("results.json", {"arms": table, "differences": difference})
+
+    def _row(self, store: ArtifactStore, arm: str, runs: list[Evaluation]) -> dict[str, Any]:
+        metrics = [store.get(run.address).counts["metrics"] for run in runs]
+        training = [store.get(run.student.address).counts for run in runs]
+        row: dict[str, Any] = {"arm": arm, "seeds": [run.student.manifest.seed for run in runs]}
+        for name in metrics[0]:
+            values = [figures[name] for figures in metrics]
+            row[name] = float(np.mean(values))
+            row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        row["examples_seen"] = training[0]["examples_seen"]
+        row["seconds"] = round(float(np.mean([t["train_seconds"] for t in training])), 2)
+        return row
+
+    def _difference(
+        self, store: ArtifactStore, ours: list[Evaluation], control: list[Evaluation]
+    ) -> dict[str, float]:
+        """Compare reciprocal ranks, a row a seed, a column a query of any dataset."""
+        a_SQ, b_SQ = (
+            np.stack([self._reciprocal_ranks(store, run) for run in runs])
+            for runs in (ours, control)
+        )
+        interval = compare.paired_bootstrap(a_SQ, b_SQ, rng=generator(0, "bootstrap"))
+        return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+
+    @staticmethod
+    def _reciprocal_ranks(store: ArtifactStore, run: Evaluation) -> np.ndarray[Any, Any]:
+        artifact = store.get(run.address)
+        reports = [retrieval.EvalReport.load(artifact, task) for task in artifact.counts["tasks"]]
+        return np.concatenate([1.0 / report.rank_Q for report in reports])
+
+
+def read_results(artifact: Artifact) -> dict[str, Any]:
+    """Return the table of arms and the differences of a ``Results`` artifact."""
+    results: dict[str, Any] = json.loads(artifact.path("results.json").read_bytes())
+    return results

@@ -1,0 +1,218 @@
+"""The manifest: which rows meet in which batch, and everything needed to trust it.
+
+Files of a manifest artifact:
+
+``batches.parquet``
+    A line a slot, sorted by (epoch, batch, slot): ``epoch, batch, slot, dataset, row, row_id,
+    key, community``. ``batch`` counts through all epochs; ``row`` is the position in the dataset's
+    pairs table, ``row_id`` in its source; ``community`` is -1 where the epoch is random.
+``left_out.parquet``
+    Rows that an epoch leaves out because a last batch would not be full.
+``manifest.json``
+    The head: settings, seed, datasets, lineage with every file's size and sha256, quality.
+
+The bytes of all three depend on data, settings and seed alone: times, paths and machines are in
+the artifact's record.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from b3_core.artifacts import Address
+from b3_core.batches import BatchPlan
+from b3_core.errors import CorruptArtifactError, InputError
+from b3_core.pairs import PairTable
+from b3_core.store import Artifact, ArtifactStore, Draft
+
+VERSION = 1
+SCHEMA = 1
+
+_SLOTS = pa.schema(
+    [
+        ("epoch", pa.int16()),
+        ("batch", pa.int32()),
+        ("slot", pa.int32()),
+        ("dataset", pa.dictionary(pa.int8(), pa.string())),
+        ("row", pa.int32()),
+        ("row_id", pa.int64()),
+        ("key", pa.string()),
+        ("community", pa.int32()),
+    ]
+)
+_LEFT_OUT = pa.schema([("epoch", pa.int32()), ("dataset", pa.int32()), ("row", pa.int32())])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A batch plan together with its head."""
+
+    head: dict[str, Any]
+    plan: BatchPlan
+
+    @property
+    def datasets(self) -> list[str]:
+        """Names of the datasets, in the order of ``plan.dataset_S``."""
+        return [entry["name"] for entry in self.head["datasets"]]
+
+    def save(self, draft: Draft, pairs: Sequence[PairTable]) -> None:
+        """Write the three files; ``pairs`` are the datasets' tables, in order."""
+        pq.write_table(
+            _slots(self.plan, pairs),
+            draft.path("batches.parquet"),
+            compression="zstd",
+            row_group_size=1 << 17,
+        )
+        left = self.plan.left_out
+        pq.write_table(
+            pa.table([left[:, 0], left[:, 1], left[:, 2]], schema=_LEFT_OUT),
+            draft.path("left_out.parquet"),
+            compression="zstd",
+        )
+        draft.write_json("manifest.json", self.head)
+
+    @staticmethod
+    def read_head(artifact: Artifact) -> dict[str, Any]:
+        """Read ``manifest.json`` alone.
+
+        Raises
+        ------
+        InputError
+            The artifact is no manifest, or of another schema version.
+        """
+        if artifact.address.stage != "manifest":
+            raise InputError(
+                f"{artifact.uri} is a {artifact.address.stage} artifact",
+                expected="a manifest",
+                remedy="take the URI from the output of b3 mine",
+            )
+        head: dict[str, Any] = json.loads(artifact.path("manifest.json").read_bytes())
+        if head["schema"] != SCHEMA:
+            raise InputError(
+                f"manifest {artifact.uri} has schema version {head['schema']}",
+                expected=f"version {SCHEMA}",
+                remedy="mine again with this version of b3",
+            )
+        return head
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> Self:
+        """Read a manifest back; sizes and hashes are checked on the way."""
+        head = cls.read_head(artifact)
+        table = pq.read_table(artifact.path("batches.parquet"), memory_map=False)
+        left = pq.read_table(artifact.path("left_out.parquet"))
+        size = head["batch_size"]
+
+        def column(name: str) -> Any:
+            return table[name].to_numpy().reshape(-1, size)
+
+        dataset = table["dataset"].combine_chunks()
+        index = {entry["name"]: i for i, entry in enumerate(head["datasets"])}
+        to_index = np.array([index[name] for name in dataset.dictionary.to_pylist()], np.int16)
+        return cls(
+            head,
+            BatchPlan(
+                row_SB=column("row"),
+                dataset_S=to_index[dataset.indices.to_numpy()].reshape(-1, size)[:, 0],
+                epoch_S=column("epoch")[:, 0],
+                community_SB=column("community"),
+                left_out=np.column_stack([left[name].to_numpy() for name in _LEFT_OUT.names]),
+            ),
+        )
+
+
+def verify(artifact: Artifact) -> dict[str, Any]:
+    """Check a manifest against everything it was made from that the store still holds.
+
+    Every file's size and sha256, of the manifest and of each artifact in its lineage; the
+    invariants of the batch plan; row ids and keys against the datasets' pairs.
+
+    Returns
+    -------
+    dict
+        Counts of what was checked.
+
+    Raises
+    ------
+    CorruptArtifactError
+        The first fault, by name.
+    """
+    manifest = Manifest.load(artifact)
+    store = artifact.store
+    assert isinstance(store, ArtifactStore)
+    files = _verify_lineage(store, manifest.head["lineage"])
+    tables = []
+    for entry in manifest.head["datasets"]:
+        pairs = store.get(Address(entry["name"], "pairs", entry["pairs"]))
+        tables.append(PairTable.load(pairs, "train"))
+        if tables[-1].digest != entry["digest"]:
+            raise CorruptArtifactError(
+                f"dataset {entry['name']} has digest {tables[-1].digest[:12]}",
+                expected=entry["digest"][:12],
+                remedy="mine again",
+            )
+    try:
+        manifest.plan.check([len(table) for table in tables])
+    except ValueError as error:
+        raise CorruptArtifactError(f"{artifact.uri}: {error}", remedy="mine again") from error
+    stored = pq.read_table(artifact.path("batches.parquet"))
+    if not stored.equals(_slots(manifest.plan, tables)):
+        raise CorruptArtifactError(
+            f"{artifact.uri}: row ids or keys differ from the datasets'", remedy="mine again"
+        )
+    return {
+        "batches": len(manifest.plan.row_SB),
+        "rows": sum(len(table) for table in tables),
+        "files": files + len(artifact.files),
+    }
+
+
+def _verify_lineage(store: ArtifactStore, lineage: dict[str, Any]) -> int:
+    checked = 0
+    for path, files in lineage.items():
+        upstream = store.get(Address(*path.split("/")))
+        for name, (size, sha256) in files.items():
+            upstream.path(name)  # raises if the bytes are not the recorded ones
+            entry = upstream.files.get(name)
+            if entry is None or (entry.size, entry.sha256) != (size, sha256):
+                raise CorruptArtifactError(
+                    f"{upstream.uri}: {name} was made again since", remedy="mine again"
+                )
+            checked += 1
+    return checked
+
+
+def lineage_of(artifacts: Sequence[Artifact]) -> dict[str, Any]:
+    """Name the artifacts a manifest stands on: store path -> file -> [size, sha256]."""
+    return {
+        artifact.address.path: {
+            name: [entry.size, entry.sha256] for name, entry in sorted(artifact.files.items())
+        }
+        for artifact in artifacts
+    }
+
+
+def _slots(plan: BatchPlan, pairs: Sequence[PairTable]) -> pa.Table:
+    batches, size = plan.row_SB.shape
+    offset = np.concatenate([[0], np.cumsum([len(table) for table in pairs])])
+    taken = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs]).take(
+        pa.array((plan.row_SB + offset[plan.dataset_S][:, None]).ravel())
+    )
+    names = pa.array([table.dataset for table in pairs])
+    dataset = pa.array(np.repeat(plan.dataset_S, size).astype(np.int8))
+    columns = [
+        np.repeat(plan.epoch_S, size),
+        np.repeat(np.arange(batches, dtype=np.int32), size),
+        np.tile(np.arange(size, dtype=np.int32), batches),
+        pa.DictionaryArray.from_arrays(dataset, names),
+        plan.row_SB.ravel(),
+        taken["row_id"].combine_chunks(),
+        taken["key"].combine_chunks(),
+        plan.community_SB.ravel(),
+    ]
+    return pa.table(columns, schema=_SLOTS)

@@ -1,0 +1,83 @@
+"""Everything a CONFIG will make, worked out before any of it is computed.
+
+Given the datasets' pairs, every address downstream follows. A flow asks the store which of them
+are there and runs the rest; nothing is started for work that is done.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from b3_core.config import PipelineSpec
+from b3_core.embed import PairsRef, Vectors, check_rows
+from b3_core.learn import Evaluation, Results, Student
+from b3_core.mine import Communities, Graph, ManifestOf, Ranks
+from b3_core.stage import Stage
+from b3_core.store import ArtifactStore
+
+_S = TypeVar("_S", bound=Stage)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of one CONFIG, each stage once.
+
+    ``manifests``, ``students`` and ``evaluations`` are keyed by (arm, seed), arms first.
+    """
+
+    vectors: tuple[Vectors, ...]
+    ranks: tuple[Ranks, ...]
+    graphs: tuple[Graph, ...]
+    communities: tuple[Communities, ...]
+    manifests: dict[tuple[str, int], ManifestOf]
+    students: dict[tuple[str, int], Student]
+    evaluations: dict[tuple[str, int], Evaluation]
+    results: Results
+
+    @classmethod
+    def of(cls, spec: PipelineSpec, refs: Sequence[PairsRef], store: ArtifactStore) -> Self:
+        """Work the stages out from CONFIG and the datasets that were read.
+
+        Raises
+        ------
+        InputError
+            A dataset is too small for the batches asked for.
+        """
+        vectors, ranks = [], []
+        for ref in refs:
+            check_rows(ref, k=spec.mining.k, batch_size=spec.batches.batch_size)
+            vectors.append(Vectors.of(store, ref, spec.teacher, spec.compute.shard_rows))
+            width = spec.mining.cutoff(ref.spec.task) + spec.mining.m
+            ranks.append(Ranks(ref, vectors[-1].address, width))
+        manifests = {
+            (arm, seed): _manifest(spec, arm, seed, ranks)
+            for arm in spec.arms
+            for seed in spec.seeds
+        }
+        students = {key: Student.of(made, spec.train) for key, made in manifests.items()}
+        evaluations = {key: Evaluation(made, spec.evaluate) for key, made in students.items()}
+        parts = [part for made in manifests.values() for part in made.partitions]
+        return cls(
+            vectors=tuple(vectors),
+            ranks=tuple(ranks),
+            graphs=tuple(_once(part.graph for part in parts)),
+            communities=tuple(_once(parts)),
+            manifests=manifests,
+            students=students,
+            evaluations=evaluations,
+            results=Results(tuple((arm, made) for (arm, _), made in evaluations.items())),
+        )
+
+
+def _manifest(spec: PipelineSpec, arm: str, seed: int, ranks: Sequence[Ranks]) -> ManifestOf:
+    mining, batches = spec.arm(arm)
+    partitions = tuple(
+        Communities(table.ref, Graph(table.ref, table.address, mining), mining, seed)
+        for table in ranks
+    )
+    return ManifestOf(spec.name, partitions, mining, batches, seed)
+
+
+def _once(stages: Iterable[_S]) -> list[_S]:
+    """Keep the first stage of each address: arms and seeds share what they can."""
+    return list({stage.address: stage for stage in reversed(list(stages))}.values())[::-1]

@@ -1,0 +1,265 @@
+"""The only module that starts or joins Ray.
+
+Ray is opened late: a session that finds all its work done never pays for it. ``RAY_ADDRESS``
+joins a cluster; without it a private one is started and ended with the session.
+"""
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from b3_core.config import ComputeSpec
+from b3_core.errors import B3Error
+from b3_core.progress import Progress, silent
+
+# Explicit everywhere: Ray listens on all interfaces, and its default differs by how it is started.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+
+
+class ActorPool:
+    """Warm actors of one class, leased one call at a time; safe for many threads."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self.size = len(actors)
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for actor in actors:
+            self._free.put(actor)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Run a method on the next free actor and return its result."""
+        import ray  # noqa: PLC0415 - a cached run never imports it
+
+        actor = self._free.get()
+        try:
+            return _result(ray, getattr(actor, method).remote(*args, **kwargs))
+        finally:
+            self._free.put(actor)
+
+
+class RaySession:
+    """A context that opens Ray when it is first needed and closes what it opened.
+
+    Parameters
+    ----------
+    compute
+        Worker count and GPU share.
+    """
+
+    def __init__(self, compute: ComputeSpec) -> None:
+        self.compute = compute
+        self.started = False
+        self._lock = threading.Lock()
+        self._pools: dict[str, ActorPool] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.started:
+            import ray  # noqa: PLC0415
+
+            self._pools.clear()
+            ray.shutdown()
+
+    @property
+    def workers(self) -> int:
+        """Actors of a pool: as asked, else one a core (or a GPU share) of this machine."""
+        if self.compute.workers is not None:
+            return self.compute.workers
+        if self.compute.gpus_per_worker:
+            import torch  # noqa: PLC0415
+
+            return max(1, int(torch.cuda.device_count() / self.compute.gpus_per_worker))
+        return os.cpu_count() or 1
+
+    def pool(self, cls: type, *args: Any, **kwargs: Any) -> ActorPool:
+        """Return the pool of actors made by ``cls(*args, **kwargs)``, started once a session."""
+        ray = self._open()
+        key = repr((cls, args, sorted(kwargs.items())))
+        with self._lock:
+            if key not in self._pools:
+                remote = ray.remote(
+                    num_cpus=1,
+                    num_gpus=self.compute.gpus_per_worker,
+                    max_restarts=-1,
+                    max_task_retries=0,  # Prefect retries, and shows it
+                )(cls)
+                self._pools[key] = ActorPool(
+                    [remote.remote(*args, **kwargs) for _ in range(self.workers)]
+                )
+            return self._pools[key]
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run ``function(*args)`` as a Ray task, on a GPU share if workers have one."""
+        ray = self._open()
+        remote = ray.remote(num_cpus=1, num_gpus=self.compute.gpus_per_worker, max_retries=0)
+        return _result(ray, remote(function).remote(*args))
+
+    def train(
+        self,
+        loop: Callable[..., None],
+        config: Mapping[str, Any],
+        *,
+        storage: str,
+        progress: Progress = silent,
+    ) -> None:
+        """Run a training loop as one Ray Train job.
+
+        Every worker calls ``loop(config, rank=, progress=, report=)``.
+
+        Parameters
+        ----------
+        storage
+            Folder or URI for Ray Train's own records; a bucket must exist.
+
+        Raises
+        ------
+        B3Error
+            What the loop raised on purpose; anything else as Ray reports it, after retries.
+        """
+        ray = self._open()
+        from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+        from ray.train.torch import TorchTrainer  # noqa: PLC0415
+
+        with self._lock:
+            self._pools.clear()  # the trainer needs the cores that idle actors hold
+        board = ray.remote(num_cpus=0)(_Board).remote()
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"loop": loop, "config": dict(config), "board": board},
+            scaling_config=ScalingConfig(
+                num_workers=self.compute.train_workers,
+                use_gpu=self.compute.gpus_per_worker > 0,
+            ),
+            run_config=RunConfig(
+                storage_path=storage, failure_config=FailureConfig(max_failures=2)
+            ),
+        )
+        with _polled(ray, board, progress):
+            trainer.fit()
+        error = ray.get(board.error.remote())
+        if error is not None:
+            raise error
+
+    def _open(self) -> Any:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        import ray  # noqa: PLC0415
+
+        with self._lock:
+            if not self.started:
+                address = os.environ.get("RAY_ADDRESS")
+                cores = max(os.cpu_count() or 1, self.workers, self.compute.train_workers) + 1
+                own = {} if address else {"num_cpus": cores, "include_dashboard": False}
+                ray.init(
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    configure_logging=False,
+                    **own,
+                )
+                self.started = True
+        return ray
+
+
+_shared: list[RaySession] = []
+
+
+@contextlib.contextmanager
+def session(compute: ComputeSpec) -> Iterator[RaySession]:
+    """Open a session, or join the one that an enclosing flow of this process has open."""
+    if _shared:
+        yield _shared[-1]
+        return
+    with RaySession(compute) as opened:
+        _shared.append(opened)
+        try:
+            yield opened
+        finally:
+            _shared.pop()
+
+
+class _Board:
+    """An actor that remembers how far a remote job is, and why it gave up."""
+
+    def __init__(self) -> None:
+        self._state = (0, 0)
+        self._error: B3Error | None = None
+
+    def set(self, done: int, total: int) -> None:
+        self._state = (done, total)
+
+    def get(self) -> tuple[int, int]:
+        return self._state
+
+    def fail(self, error: B3Error) -> None:
+        self._error = error
+
+    def error(self) -> B3Error | None:
+        return self._error
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    """Wait for a remote call; what it raised is raised here as itself, without Ray's wrapping."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+
+
+@contextlib.contextmanager
+def _polled(ray: Any, board: Any, progress: Progress) -> Iterator[None]:
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(0.5):
+            with contextlib.suppress(Exception):  # progress is a courtesy, never a failure
+                done, total = ray.get(board.get.remote(), timeout=5)
+                if total:
+                    progress(done, total)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=10)
+
+
+def _train_worker(handed: dict[str, Any]) -> None:
+    """Call the training loop inside a worker of Ray Train."""
+    import ray.train  # noqa: PLC0415
+
+    def progress(done: int, total: int) -> None:
+        handed["board"].set.remote(done, total)
+
+    context = ray.train.get_context()
+    try:
+        handed["loop"](
+            handed["config"],
+            rank=context.get_world_rank(),
+            progress=progress,
+            report=ray.train.report,
+        )
+    except B3Error as error:
+        # Trying again would fail again. A lone worker ends its job here; in a group the others
+        # wait for this one, so Ray must tear all of them down.
+        ray.get(handed["board"].fail.remote(error))
+        if context.get_world_size() > 1:
+            raise

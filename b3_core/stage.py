@@ -1,0 +1,72 @@
+"""A stage: what it makes, apart from how and where that is done.
+
+A stage is a small frozen value. Its address follows from its settings, the fingerprints of its
+inputs and its code's version, so a whole run can be planned before anything is computed, and a
+stage can be sent to another process.
+"""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from b3_core.artifacts import Address, Artifact, Draft
+from b3_core.progress import Progress, silent
+from b3_core.store import ArtifactStore
+
+
+class Stage(ABC):
+    """One artifact to be made.
+
+    Subclasses are frozen dataclasses that hold addresses and settings only.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def dataset(self) -> str:
+        """Folder in the store."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """What the user chose that decides the output: plain JSON, no paths, no worker counts."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> Mapping[str, str]:
+        """Fingerprints or digests of everything read."""
+
+    @abstractmethod
+    def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:
+        """Read the inputs, compute, write files and counts into the draft."""
+
+    @cached_property
+    def address(self) -> Address:
+        """Where the artifact will be, known before it is made."""
+        return Address.of(
+            self.dataset,
+            self.name,
+            version=self.version,
+            settings=self.settings,
+            inputs=self.inputs,
+        )
+
+    def run(self, store: ArtifactStore, progress: Progress = silent) -> Artifact:
+        """Return the artifact, made now unless it is there already."""
+        found = store.find(self.address)
+        if found is not None:
+            return found
+        with store.draft(self.address, lineage=self.inputs, settings=self.settings) as draft:
+            self.build(store, draft, progress)
+        return store.get(self.address)
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """Return a random stream of its own for each purpose, so that no stage shifts another's."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])

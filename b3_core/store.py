@@ -1,0 +1,268 @@
+"""Artifacts: made once, whole or absent, found again by what they were made from.
+
+``<root>/<dataset>/<stage>/<fingerprint>/`` holds data files whose names carry their content hash
+and, written last and only if absent, ``record.json``: sizes, sha256, counts, lineage, times.
+A record whose files are all there is the proof that the stage is done. Nothing else is.
+
+    draft = private folder   ->  data files moved in  ->  record.json created (the publication)
+    killed here: only litter     killed here: litter      killed here: done
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from b3_core.artifacts import Address, Artifact, Draft, StoredFile, canonical_json, sha256_file
+from b3_core.errors import B3Error, CorruptArtifactError, InputError
+
+__all__ = ["Address", "Artifact", "ArtifactStore", "Draft", "canonical_json", "open_artifact"]
+
+RECORD = "record.json"
+SCHEMA = 1
+
+
+class ArtifactStore:
+    """A folder of artifacts: local, ``memory://`` or ``s3://``, by the same code.
+
+    Parameters
+    ----------
+    root
+        Local folder or fsspec URI. S3 credentials and endpoint come from the environment
+        (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL``) alone.
+    """
+
+    def __init__(self, root: str) -> None:
+        if "@" in root.split("://", 1)[-1].split("/", 1)[0]:
+            raise InputError(
+                "store.root carries credentials",
+                expected="s3://bucket/prefix",
+                remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead",
+            )
+        self.root = root if "://" in root else str(Path(root).absolute())
+        try:
+            self.fs, self._base = fsspec.core.url_to_fs(self.root)
+        except (ValueError, ImportError) as error:
+            raise InputError(
+                f"store.root {root!r} cannot be opened: {error}",
+                expected="a local folder or s3://bucket/prefix",
+            ) from error
+        self._local = isinstance(self.fs, LocalFileSystem)
+
+    def __reduce__(self) -> tuple[type["ArtifactStore"], tuple[str]]:
+        return (ArtifactStore, (self.root,))  # connections do not travel
+
+    def uri(self, path: str) -> str:
+        """Return the absolute URI of a path below the root."""
+        return f"{self.root.rstrip('/')}/{path}"
+
+    def check_writable(self) -> None:
+        """Write and remove a small file, so that a bad store is refused before work is done.
+
+        Raises
+        ------
+        InputError
+            The store cannot be written.
+        """
+        probe = self._path(f".probe-{uuid.uuid4().hex}")
+        try:
+            self.fs.makedirs(self._base, exist_ok=True)
+            self.fs.pipe_file(probe, b"probe")
+            self.fs.rm_file(probe)
+        except Exception as error:  # botocore, aiohttp and the OS each have their own
+            raise InputError(
+                f"store.root {self.root} cannot be written: {_reason(error)}",
+                expected="a writable folder or bucket",
+                remedy="check the path, its permissions and the AWS_* environment",
+            ) from error
+
+    def find(self, address: Address) -> Artifact | None:
+        """Return the artifact if it is whole, else None."""
+        record = self._read_record(address.path)
+        return None if record is None else Artifact(self, address, record)
+
+    def get(self, address: Address) -> Artifact:
+        """Return a finished artifact.
+
+        Raises
+        ------
+        B3Error
+            There is none at that address.
+        """
+        artifact = self.find(address)
+        if artifact is None:
+            raise B3Error(
+                f"no finished artifact at {self.uri(address.path)}",
+                remedy="run the command that makes it",
+            )
+        return artifact
+
+    @contextlib.contextmanager
+    def draft(
+        self,
+        address: Address,
+        *,
+        lineage: Mapping[str, str],
+        settings: Mapping[str, object],
+    ) -> Iterator[Draft]:
+        """Make an artifact; it is published when the block ends without an error.
+
+        When two writers make the same artifact, the first record wins and the other's work is
+        dropped: both were made from the same inputs.
+        """
+        started = time.time()
+        parent = Path(self._base, ".drafts") if self._local else Path(tempfile.gettempdir())
+        folder = parent / f"b3-draft-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        try:
+            draft = Draft(folder)
+            yield draft
+            files = {name: self._put(address, draft, name) for name in draft.names()}
+            record = {
+                "schema": SCHEMA,
+                "dataset": address.dataset,
+                "stage": address.stage,
+                "fingerprint": address.fingerprint,
+                "files": files,
+                "counts": draft.counts,
+                "lineage": dict(lineage),
+                "settings": dict(settings),
+                "writer": uuid.uuid4().hex,
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": round(time.time() - started, 3),
+            }
+            self._publish(address, record)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def local_copy(self, path: str, entry: StoredFile) -> Path:
+        """Return a local path for a stored file, fetching it once per machine if it is remote."""
+        if self._local:
+            return Path(self._path(path))
+        cache = Path(tempfile.gettempdir(), f"b3-cache-{os.getuid()}")
+        cache.mkdir(mode=0o700, exist_ok=True)
+        target = cache / f"{entry.sha256}{PurePosixPath(path).suffix}"
+        if not target.exists() or target.stat().st_size != entry.size:
+            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+            self.fs.get_file(self._path(path), str(partial))
+            partial.replace(target)
+        return target
+
+    def _path(self, path: str) -> str:
+        return f"{self._base.rstrip('/')}/{path}"
+
+    def _put(self, address: Address, draft: Draft, name: str) -> dict[str, object]:
+        local = draft.folder / name
+        digest = sha256_file(local)
+        pure = PurePosixPath(name)
+        stored = str(pure.with_name(f"{pure.stem}.{digest[:12]}{pure.suffix}"))
+        size = local.stat().st_size
+        target = self._path(f"{address.path}/{stored}")
+        self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        if self._local:
+            _fsync(local)
+            local.replace(target)  # atomic, and nothing is copied
+        else:
+            self.fs.put_file(str(local), target)
+        return {"path": stored, "size": size, "sha256": digest}
+
+    def _publish(self, address: Address, record: Mapping[str, Any]) -> None:
+        """Create ``record.json`` if there is none; a lost race is a win for both.
+
+        A reply can be lost although the write took place, so the record is read back before an
+        error is believed. A record whose files are gone is no artifact, and is replaced.
+        """
+        target = self._path(f"{address.path}/{RECORD}")
+        body = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
+        try:
+            self._create(target, body)
+        except Exception:
+            if self._read_record(address.path) is not None:
+                return
+            if not self.fs.exists(target):
+                raise
+            self._create(target, body, replace=True)
+
+    def _create(self, target: str, body: bytes, *, replace: bool = False) -> None:
+        """Write a small file that appears whole, and only if absent unless ``replace``."""
+        if not self._local:
+            self.fs.pipe_file(target, body, mode="overwrite" if replace else "create")
+            return
+        final = Path(target)
+        partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+        try:
+            with partial.open("wb") as stream:
+                stream.write(body)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if replace:
+                partial.replace(final)
+            else:
+                os.link(partial, final)  # fails if it exists, unlike a rename
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _read_record(self, path: str) -> dict[str, Any] | None:
+        folder = self._path(path)
+        try:
+            self.fs.invalidate_cache(folder)
+            record: dict[str, Any] = json.loads(self.fs.cat_file(f"{folder}/{RECORD}"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            raise CorruptArtifactError(
+                f"{self.uri(path)}/{RECORD} is no JSON",
+                remedy="delete that folder and run the same command again",
+            ) from error
+        if record.get("schema") != SCHEMA:
+            raise InputError(
+                f"{self.uri(path)} has schema version {record.get('schema')}",
+                expected=f"version {SCHEMA}",
+                remedy="use the b3 version that wrote it, or another store.root",
+            )
+        for entry in record["files"].values():
+            stored = f"{folder}/{entry['path']}"
+            if not self.fs.exists(stored) or self.fs.size(stored) != entry["size"]:
+                return None
+        return record
+
+
+def open_artifact(uri: str) -> Artifact:
+    """Open the artifact whose folder is ``uri`` (``<root>/<dataset>/<stage>/<fingerprint>``).
+
+    Raises
+    ------
+    InputError
+        There is no whole artifact.
+    """
+    parts = uri.rstrip("/").removesuffix(f"/{RECORD}").rsplit("/", 3)
+    artifact = None
+    if len(parts) == 4:
+        artifact = ArtifactStore(parts[0]).find(Address(*parts[1:]))
+    if artifact is None:
+        raise InputError(
+            f"no whole artifact at {uri}",
+            expected="<root>/<dataset>/<stage>/<fingerprint> with its record.json",
+            remedy="take the URI from the output of b3 mine",
+        )
+    return artifact
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _reason(error: BaseException) -> str:
+    """One line of an error, without the URL parts that could hold a secret."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text.split("?", 1)[0]

@@ -1,0 +1,211 @@
+"""The teacher: texts in, unit vectors out, the same bits however the work is spread.
+
+Floating-point sums depend on what shares a batch, so rows are always encoded in the same blocks
+of ``BLOCK`` rows counted from row 0, on one thread: a shard is whole blocks, and neither the size
+of shards nor the number of workers can change a bit of the result.
+
+Legend: N rows, D width.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from b3_core import packaged
+from b3_core.artifacts import sha256_file
+from b3_core.config import TeacherSpec
+from b3_core.errors import InputError
+from b3_core.progress import Progress, silent
+from b3_core.store import Artifact, Draft
+
+VERSION = 1
+BLOCK = 256
+_MINIBATCH = 64  # texts of one forward pass: part of what decides the bits
+_NORM_TOLERANCE = 5e-3  # float16 keeps a unit vector's norm to about 1e-3
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors of a dataset's queries and positives, in row order.
+
+    Raises
+    ------
+    InputError
+        A vector is not finite or has no unit norm; the row is named.
+    """
+
+    query_ND: npt.NDArray[np.float32]
+    positive_ND: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.query_ND.shape != self.positive_ND.shape or self.query_ND.ndim != 2:
+            raise ValueError(f"shapes {self.query_ND.shape} and {self.positive_ND.shape} differ")
+        for side, vectors in (("query", self.query_ND), ("positive", self.positive_ND)):
+            norm_N = np.linalg.norm(vectors, axis=1)
+            bad = np.flatnonzero(~(np.abs(norm_N - 1) < _NORM_TOLERANCE))  # NaN is bad too
+            if bad.size:
+                raise InputError(
+                    f"the teacher's embedding of the {side} in row {bad[0]} has norm "
+                    f"{norm_N[bad[0]]:.4g} ({bad.size} such rows)",
+                    expected="finite vectors of norm 1",
+                    remedy="try teacher.precision: fp32, or look at that row's text",
+                )
+
+    def save(self, draft: Draft) -> None:
+        """Write both sides as float16: half the space, and ranks do not notice."""
+        np.save(draft.path("query.npy"), self.query_ND.astype(np.float16))
+        np.save(draft.path("positive.npy"), self.positive_ND.astype(np.float16))
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> Self:
+        """Read both sides back as float32."""
+        query, positive = (
+            np.load(artifact.path(name), allow_pickle=False).astype(np.float32)
+            for name in ("query.npy", "positive.npy")
+        )
+        return cls(query, positive)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join shards in row order."""
+        return cls(
+            np.concatenate([part.query_ND for part in parts]),
+            np.concatenate([part.positive_ND for part in parts]),
+        )
+
+
+def shard_bounds(rows: int, shard_rows: int) -> list[tuple[int, int]]:
+    """Cut ``rows`` into shards of whole blocks, at least ``shard_rows`` rows each but the last."""
+    step = -(-shard_rows // BLOCK) * BLOCK
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def model_identity(name: str, revision: str | None) -> dict[str, str]:
+    """Say which weights ``name`` means: a hash of the files, or a pinned commit of a hub model.
+
+    Raises
+    ------
+    InputError
+        A hub id without the commit that pins it, or a name that is neither.
+    """
+    if name == "static":
+        files = list(packaged.static_files())
+    elif name == "minilm":
+        files = _model_files(packaged.minilm_folder())
+    elif Path(name).is_dir():
+        files = _model_files(Path(name))
+    else:
+        return {"hub": name, "revision": _pinned(name, revision)}
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return {"weights": digest.hexdigest()[:20]}
+
+
+def load_model(name: str, *, revision: str | None = None, device: str | None = None) -> Any:
+    """Load a sentence-transformers model; never runs code that came with the weights.
+
+    Parameters
+    ----------
+    name
+        ``static``, ``minilm``, a folder, or a hub id with ``revision``.
+    device
+        Torch device; the first GPU if there is one, by default.
+    """
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
+
+    if name == "static":
+        return packaged.static_teacher().to(device or "cpu")
+    folder = str(packaged.minilm_folder()) if name == "minilm" else name
+    local = Path(folder).is_dir()
+    return SentenceTransformer(
+        folder,
+        device=device,
+        trust_remote_code=False,
+        local_files_only=local,
+        revision=None if local else _pinned(name, revision),
+    )
+
+
+class Teacher:
+    """A loaded teacher that encodes blocks.
+
+    Parameters
+    ----------
+    spec
+        Which model, with which prompts and precision.
+    threads
+        CPU threads; the default keeps results independent of the machine's core count.
+    """
+
+    def __init__(self, spec: TeacherSpec, *, threads: int = 1, device: str | None = None) -> None:
+        import torch  # noqa: PLC0415 - seconds to import, and only workers need it
+
+        torch.set_num_threads(threads)
+        self.spec = spec
+        self.model = load_model(spec.model, revision=spec.revision, device=device)
+        if spec.max_length is not None:
+            self.model.max_seq_length = spec.max_length
+        if spec.precision == "bf16":
+            self.model.bfloat16()
+
+    def encode(
+        self, texts: Sequence[str], *, prompt: str = "", progress: Progress = silent
+    ) -> npt.NDArray[np.float32]:
+        """Encode texts that begin at a block's first row.
+
+        Returns
+        -------
+        ndarray of shape (len(texts), D), float32
+            Unit vectors.
+        """
+        blocks = []
+        for start in range(0, len(texts), BLOCK):
+            block = [prompt + text for text in texts[start : start + BLOCK]]
+            vectors = self.model.encode(
+                block,
+                batch_size=_MINIBATCH,
+                normalize_embeddings=False,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            )
+            blocks.append(_unit(np.asarray(vectors, dtype=np.float32)))
+            progress(start + len(block), len(texts))
+        return np.concatenate(blocks) if blocks else np.zeros((0, 0), dtype=np.float32)
+
+
+def _unit(vectors_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    # A text without a known token has a zero vector; NaN lets the check name its row.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(vectors_ND / norm_N1, dtype=np.float32)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix in {".json", ".safetensors", ".txt", ".model", ".bin"}
+    )
+
+
+def _pinned(name: str, revision: str | None) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(
+            f"no model {name!r}",
+            expected="'static', 'minilm', a folder, or a hub id such as org/model",
+            remedy="check the path",
+        )
+    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise InputError(
+            f"hub model {name!r} has revision {revision!r}",
+            expected="the 40 hex digits of a commit",
+            remedy="set revision, so that the weights cannot change under you",
+        )
+    return revision

@@ -1,0 +1,53 @@
+"""The flow ``evaluate``: students in, the table of arms out."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.futures import as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from b3_core.config import PipelineSpec
+from b3_core.learn import read_results
+from b3_core.plan import Plan
+from b3_core.ray_session import session
+from b3_core.store import ArtifactStore
+from flows.train import mined_plan, train
+from tasks import reporting
+from tasks.artifacts import publish_results
+from tasks.stages import evaluate_student, run_stage
+
+
+@flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
+def evaluate(spec: PipelineSpec) -> dict[str, Any]:
+    """Evaluate every student of CONFIG; return the table of arms and their differences.
+
+    What is not trained yet is trained first.
+    """
+    store = ArtifactStore(spec.store.root)
+    with session(spec.compute) as ray:
+        plan = mined_plan(spec, store)
+        if any(store.find(student.address) is None for student in plan.students.values()):
+            train(spec)
+        missing = {
+            key: evaluation
+            for key, evaluation in plan.evaluations.items()
+            if store.find(evaluation.address) is None
+        }
+        if missing:
+            with reporting.step("evaluate") as progress:
+                futures = [
+                    evaluate_student.submit(evaluation, ray, store.root, arm=arm, seed=seed)
+                    for (arm, seed), evaluation in missing.items()
+                ]
+                for done, future in enumerate(as_completed(futures), start=1):
+                    future.result()
+                    progress(done, len(futures))
+    return _results(plan, store)
+
+
+def _results(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
+    if store.find(plan.results.address) is None:
+        run_stage(plan.results, store)
+    results = read_results(store.get(plan.results.address))
+    publish_results(results)
+    return results

@@ -1,0 +1,60 @@
+"""The flow ``mine``: datasets in, one manifest an arm and seed out."""
+
+import itertools
+
+from prefect import flow
+from prefect.futures import as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from b3_core.config import PipelineSpec
+from b3_core.embed import Vectors
+from b3_core.plan import Plan
+from b3_core.ray_session import RaySession, session
+from b3_core.store import ArtifactStore
+from tasks import reporting
+from tasks.artifacts import publish_manifests
+from tasks.stages import embed_shard, read_pairs, run_stage
+
+
+@flow(name="mine", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
+def mine(spec: PipelineSpec) -> list[str]:
+    """Mine every arm and seed of CONFIG; return the manifests' URIs.
+
+    Work that the store holds is not done again, and Ray is started only if a shard is missing.
+    """
+    store = ArtifactStore(spec.store.root)
+    store.check_writable()
+    plan = plan_of(spec, store)
+    with session(spec.compute) as ray:
+        for vectors in plan.vectors:
+            if store.find(vectors.address) is None:
+                _embed(vectors, ray, store)
+        # One after another: each uses all cores, and igraph's random generator is global.
+        for stage in itertools.chain(
+            plan.ranks, plan.graphs, plan.communities, plan.manifests.values()
+        ):
+            if store.find(stage.address) is None:
+                run_stage(stage, store)
+    manifests = [store.get(made.address) for made in plan.manifests.values()]
+    publish_manifests(manifests)
+    return [artifact.uri for artifact in manifests]
+
+
+def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
+    """Read the datasets, or find them read, and work out all that follows."""
+    return Plan.of(spec, [read_pairs(d, spec.evaluate, store) for d in spec.datasets], store)
+
+
+def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
+    """Embed the shards that are missing, each its own task on a warm actor, then join them."""
+    missing = [shard for shard in vectors.shards if store.find(shard.address) is None]
+    with reporting.step("embed") as progress:
+        done = len(vectors.shards) - len(missing)
+        progress(done, len(vectors.shards))
+        if missing:
+            futures = [embed_shard.submit(shard, ray, store.root) for shard in missing]
+            for future in as_completed(futures):
+                future.result()  # a shard that failed for good ends the flow
+                done += 1
+                progress(done, len(vectors.shards))
+    run_stage(vectors, store)

@@ -1,0 +1,100 @@
+"""What a person at a terminal sees: bars while it runs, tables at the end, all on stderr."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from b3_core.progress import Progress as ProgressCallback
+
+_HEADINGS = {"hit@1": "hit@1", "hit@10": "hit@10", "mrr": "MRR", "ndcg@10": "nDCG@10"}
+
+
+class TerminalReporter:
+    """Bars on a terminal; elsewhere one line a step, so that logs stay readable."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """Show bars while the block runs."""
+        with self._bars:
+            yield
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[ProgressCallback]:
+        """Show one step; a line with its duration stays when it ends."""
+        bar = self._bars.add_task(title, total=None)
+        started = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            self._bars.update(bar, completed=done, total=total or None)
+
+        try:
+            yield progress
+        finally:
+            self._bars.remove_task(bar)
+        seconds = time.monotonic() - started
+        if seconds >= 0.05:
+            self.console.print(f"{title:<12} {seconds:7.1f} s", highlight=False)
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, highlight=False)
+
+
+def arms_table(results: dict[str, Any]) -> Table:
+    """Lay the arms out side by side; the spread is the standard deviation over seeds."""
+    table = Table(title="Held-out queries against all positives, mean ± spread over seeds")
+    table.add_column("arm")
+    for heading in _HEADINGS.values():
+        table.add_column(heading, justify="right")
+    for heading in ("examples seen", "train s", "seeds"):
+        table.add_column(heading, justify="right")
+    for row in results["arms"]:
+        cells = []
+        for name in _HEADINGS:
+            spread = row[f"{name}_spread"]
+            cells.append(f"{row[name]:.4f}" + ("" if spread is None else f" ± {spread:.4f}"))
+        table.add_row(
+            row["arm"],
+            *cells,
+            f"{row['examples_seen']:,}",
+            f"{row['seconds']:.1f}",
+            str(len(row["seeds"])),
+        )
+    return table
+
+
+def difference_lines(results: dict[str, Any]) -> list[str]:
+    """Say each difference in MRR with its interval, in a sentence a line."""
+    return [
+        f"{pair}: MRR {d['mean']:+.4f}, 95 % interval [{d['low']:+.4f}, {d['high']:+.4f}] "
+        "(paired bootstrap over seeds and queries)"
+        for pair, d in results["differences"].items()
+    ]

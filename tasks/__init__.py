@@ -1,0 +1,1 @@
+"""Prefect tasks: names, retries and artifacts around b3_core."""

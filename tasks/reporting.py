@@ -1,0 +1,68 @@
+"""Who is told how far a run is, and how long each step took.
+
+The command line shows bars; a flow that a worker runs writes to Prefect's log. Tasks know
+neither: they ask for a step and report to it.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from b3_core.progress import Progress
+
+
+class Reporter(Protocol):
+    """Shows steps to a person."""
+
+    def step(self, title: str) -> contextlib.AbstractContextManager[Progress]:
+        """Open a step; what it yields is told ``(done, total)``."""
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+
+
+class LogReporter:
+    """Writes a line when a step ends: for runs that nobody watches live."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("prefect.b3")
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[Progress]:
+        """Log the step's end and duration."""
+        started = time.monotonic()
+        yield lambda done, total: None
+        self._logger.info("%s: done in %.1f s", title, time.monotonic() - started)
+
+    def note(self, text: str) -> None:
+        """Log one line."""
+        self._logger.info(text)
+
+
+_current: Reporter = LogReporter()
+#: Seconds spent in each step of this process, by title.
+seconds: dict[str, float] = {}
+
+
+def use(reporter: Reporter) -> None:
+    """Send the steps of this process to ``reporter``."""
+    global _current  # noqa: PLW0603 - one terminal a process
+    _current = reporter
+
+
+def note(text: str) -> None:
+    """Say one line to whoever listens."""
+    _current.note(text)
+
+
+@contextlib.contextmanager
+def step(title: str) -> Iterator[Progress]:
+    """Open a step and add its duration to ``seconds``."""
+    started = time.monotonic()
+    try:
+        with _current.step(title) as progress:
+            yield progress
+    finally:
+        seconds[title] = round(seconds.get(title, 0.0) + time.monotonic() - started, 2)

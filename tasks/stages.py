@@ -1,0 +1,70 @@
+"""Prefect tasks around the stages: names, retries, progress. No numerics.
+
+A stage that is in the store already is not run at all: the flow asks the plan first. Prefect's
+own result cache stays off, since the store is the proof and a second copy could disagree.
+"""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from b3_core.config import DatasetSpec, EvalSpec
+from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
+from b3_core.learn import Evaluation, Student, evaluate_run, train_loop
+from b3_core.ray_session import RaySession
+from b3_core.stage import Stage
+from b3_core.store import ArtifactStore
+from tasks import reporting
+
+RETRY_SECONDS = [5, 15, 45]
+
+
+@task(name="read-pairs", task_run_name="read {dataset.name}", cache_policy=NO_CACHE)
+def read_pairs(dataset: DatasetSpec, evaluate: EvalSpec, store: ArtifactStore) -> PairsRef:
+    """Read, check and store one dataset."""
+    with reporting.step("pairs"):
+        return PairsRef.of(dataset, Pairs.of(dataset, evaluate).run(store))
+
+
+@task(name="stage", task_run_name="{stage.name} of {stage.dataset}", cache_policy=NO_CACHE)
+def run_stage(stage: Stage, store: ArtifactStore) -> None:
+    """Make one stage's artifact in this process."""
+    with reporting.step(stage.name) as progress:
+        stage.run(store, progress)
+
+
+@task(
+    name="embed-shard",
+    task_run_name="embed {shard.dataset} {shard.start}-{shard.stop}",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_jitter_factor=0.5,
+)
+def embed_shard(shard: Shard, session: RaySession, root: str) -> None:
+    """Have a warm teacher embed one shard."""
+    session.pool(ShardWorker, shard.teacher_spec, root).call("run", shard)
+
+
+@task(name="train", cache_policy=NO_CACHE)
+def train_students(students: list[Student], session: RaySession, store: ArtifactStore) -> None:
+    """Train students one after another in a single Ray Train job."""
+    with reporting.step("train") as progress:
+        session.train(
+            train_loop,
+            {"root": store.root, "students": students},
+            storage=store.uri(".ray"),
+            progress=progress,
+        )
+
+
+@task(
+    name="evaluate-student",
+    task_run_name="evaluate {arm} seed {seed}",
+    cache_policy=NO_CACHE,
+    retries=1,
+)
+def evaluate_student(
+    evaluation: Evaluation, session: RaySession, root: str, *, arm: str, seed: int
+) -> None:
+    """Evaluate one student on a Ray worker."""
+    session.call(evaluate_run, root, evaluation)

@@ -1,0 +1,148 @@
+import json
+import os
+import pickle
+import threading
+
+import numpy as np
+import pytest
+
+from b3_core.artifacts import Address, canonical_json
+from b3_core.errors import CorruptArtifactError, InputError
+from b3_core.store import ArtifactStore, open_artifact
+
+ADDRESS = Address("data", "stage", "f00d")
+
+
+def publish(store, body=b"hello", address=ADDRESS):
+    with store.draft(address, lineage={"up": "1"}, settings={"k": 2}) as draft:
+        draft.path("sub/hello.bin").write_bytes(body)
+        draft.counts["bytes"] = len(body)
+    return store.get(address)
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request, tmp_path):
+    root = str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
+    return ArtifactStore(root)
+
+
+def test_what_was_written_is_read_back(store):
+    assert store.find(ADDRESS) is None
+    artifact = publish(store)
+    assert artifact.path("sub/hello.bin").read_bytes() == b"hello"
+    assert artifact.counts == {"bytes": 5}
+    assert artifact.record["lineage"] == {"up": "1"}
+    with artifact.folder("sub") as folder:
+        assert [file.name for file in folder.iterdir()] == ["hello.bin"]
+
+
+def test_a_draft_that_fails_leaves_nothing_to_see(store):
+    with (
+        pytest.raises(ZeroDivisionError),
+        store.draft(ADDRESS, lineage={}, settings={}) as draft,
+    ):
+        draft.path("half.bin").write_bytes(b"half")
+        raise ZeroDivisionError
+    assert store.find(ADDRESS) is None
+
+
+def test_files_without_a_record_are_no_artifact_and_are_made_again(store):
+    artifact = publish(store)
+    store.fs.rm_file(f"{store._base}/{ADDRESS.path}/record.json")
+    assert store.find(ADDRESS) is None
+    assert publish(store).files == artifact.files
+
+
+def test_a_record_whose_file_is_gone_is_no_artifact_and_is_replaced(store):
+    artifact = publish(store)
+    stored = artifact.files["sub/hello.bin"].path
+    store.fs.rm_file(f"{store._base}/{ADDRESS.path}/{stored}")
+    assert store.find(ADDRESS) is None
+    healed = publish(store)  # the same bytes make the old record true again
+    assert healed.record == artifact.record
+    store.fs.rm_file(f"{store._base}/{ADDRESS.path}/{stored}")
+    again = publish(store, b"other")
+    assert again.path("sub/hello.bin").read_bytes() == b"other"
+
+
+def test_the_first_of_two_writers_wins_and_both_succeed(store):
+    winner = publish(store, b"first")
+    assert publish(store, b"second").record == winner.record
+    assert store.get(ADDRESS).path("sub/hello.bin").read_bytes() == b"first"
+
+
+def test_racing_writers_leave_one_whole_artifact(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    bodies = [bytes([i]) * (i + 1) for i in range(8)]
+    barrier = threading.Barrier(len(bodies))
+
+    def write(body):
+        barrier.wait()
+        publish(store, body)
+
+    threads = [threading.Thread(target=write, args=(body,)) for body in bodies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.get(ADDRESS).path("sub/hello.bin").read_bytes() in bodies
+    assert not list((tmp_path / ".drafts").iterdir())
+
+
+def test_one_flipped_bit_is_found(tmp_path):
+    artifact = publish(ArtifactStore(str(tmp_path)))
+    file = artifact.path("sub/hello.bin")
+    file.write_bytes(b"hellp")
+    with pytest.raises(CorruptArtifactError, match=r"hello\.2cf24dba5fb0\.bin"):
+        artifact.path("sub/hello.bin")
+
+
+def test_an_artifact_opens_by_its_uri(store):
+    artifact = publish(store)
+    assert open_artifact(artifact.uri).record == artifact.record
+    assert open_artifact(artifact.uri + "/record.json").record == artifact.record
+    for wrong in (artifact.uri + "x", "nowhere", store.root):
+        with pytest.raises(InputError, match="no whole artifact"):
+            open_artifact(wrong)
+
+
+def test_a_store_travels_without_its_connections(store):
+    publish(store)
+    assert pickle.loads(pickle.dumps(store)).get(ADDRESS).counts == {"bytes": 5}
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written"):
+        ArtifactStore(str(tmp_path / "file" / "store")).check_writable()
+
+
+def test_a_record_of_another_schema_is_refused_by_name(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    publish(store)
+    record = tmp_path / ADDRESS.path / "record.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"schema": 99}))
+    with pytest.raises(InputError, match="schema version 99"):
+        store.find(ADDRESS)
+
+
+def test_credentials_in_the_root_are_refused_and_not_repeated():
+    with pytest.raises(InputError) as caught:
+        ArtifactStore("s3://KEY:hunter2@bucket/prefix")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_address_hashes_what_is_made_and_nothing_else():
+    def address(**changed):
+        whole = {"version": 1, "settings": {"a": 1, "b": 2}, "inputs": {"x": "y"}} | changed
+        return Address.of("data", "stage", **whole)
+
+    assert address() == address(settings={"b": 2, "a": 1})
+    others = [address(version=2), address(settings={"a": 1}), address(inputs={"x": "z"})]
+    assert len({address().fingerprint, *(a.fingerprint for a in others)}) == 4
+    with pytest.raises(TypeError):
+        address(settings={"path": os.fspath})
+    with pytest.raises(TypeError):
+        address(settings={"a": np.int64(1)})
+    with pytest.raises(ValueError):
+        canonical_json(float("nan"))
