@@ -1,0 +1,26 @@
+"""B3 batch mining: pairs in, batches full of in-batch negatives out.
+
+Numbers in, numbers out: no Prefect here, Ray in ``ray_session`` alone, files through ``store``.
+The pipeline, stage by stage, each an artifact in the store (N rows, M = p + m ranks, K rows a
+community, B rows a batch)::
+
+    stage (module)            reads                       makes
+    ------------------------  --------------------------  ----------------------------------------
+    Pairs (embed, pairs)      the user's parquet files    rows with keys and groups; rows held out
+    Shard (embed, teacher)    rows                        unit vectors of a few thousand rows
+    Vectors (embed)           shards                      query_ND, positive_ND
+    Ranks (mine, neighbours)  vectors                     neighbour_NM: best positives a query
+    Graph (mine, graph)       ranks                       CSR: window edges, and too-hard edges
+    Communities (mine,        graph                       label_N: communities of exactly K rows
+      communities, balance)
+    ManifestOf (mine,         communities of all data     batches of every epoch, hashes, lineage
+      batches, manifest)
+    Student (learn, train,    manifest                    a model
+      sampler)
+    Evaluation (learn,        student, held-out rows      rank of every query's positive
+      evaluate.retrieval)
+    Results (learn,           evaluations                 arms side by side, with intervals
+      evaluate.compare)
+
+``plan`` works all addresses out beforehand; ``config`` says what a user may ask for.
+"""

@@ -92,7 +92,7 @@ class DatasetStage(Stage):
     ref: PairsRef
 
     @property
-    def dataset(self) -> str:
+    def dataset(self) -> str:  # noqa: D102 - the base class says it
         return self.ref.spec.name
 
 

@@ -177,7 +177,7 @@ class Evaluation(Stage):
             "manifest": self.student.manifest.address.fingerprint,
             "pairs": ref.address.fingerprint,
         }
-        return retrieval.EvalReport.of(ref.spec.name, rank_Q, len(corpus), fingerprints)
+        return retrieval.EvalReport(ref.spec.name, rank_Q, len(corpus), fingerprints)
 
 
 def evaluate_run(root: str, evaluation: Evaluation) -> None:

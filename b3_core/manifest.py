@@ -122,6 +122,7 @@ class Manifest:
                 epoch_S=column("epoch")[:, 0],
                 community_SB=column("community"),
                 left_out=np.column_stack([left[name].to_numpy() for name in _LEFT_OUT.names]),
+                duplicates=head["duplicates"],
             ),
         )
 

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
@@ -60,6 +61,9 @@ class RaySession:
         self.started = False
         self._lock = threading.Lock()
         self._pools: dict[str, ActorPool] = {}
+        # Ray's processes die with the thread that started them (Linux's parent-death signal), and
+        # tasks come and go in threads of a pool: this one stays.
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="ray")
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +78,8 @@ class RaySession:
             import ray  # noqa: PLC0415
 
             self._pools.clear()
-            ray.shutdown()
+            self._keeper.submit(ray.shutdown).result()
+        self._keeper.shutdown()
 
     @property
     def workers(self) -> int:
@@ -166,13 +171,14 @@ class RaySession:
                 address = os.environ.get("RAY_ADDRESS")
                 cores = max(os.cpu_count() or 1, self.workers, self.compute.train_workers) + 1
                 own = {} if address else {"num_cpus": cores, "include_dashboard": False}
-                ray.init(
+                self._keeper.submit(
+                    ray.init,
                     address=address or "local",
                     log_to_driver=False,
                     logging_level="ERROR",
                     configure_logging=False,
                     **own,
-                )
+                ).result()
                 self.started = True
         return ray
 

@@ -5,6 +5,7 @@ Prefect reads its settings when it is imported, so nothing here imports a flow b
 """
 
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -56,7 +57,6 @@ def demo(
         from b3_core import corpus  # noqa: PLC0415
         from b3_core.store import ArtifactStore  # noqa: PLC0415
         from flows.demo import DemoCorpus, demo_spec  # noqa: PLC0415
-        from flows.pipeline import pipeline  # noqa: PLC0415
         from tasks import reporting  # noqa: PLC0415
 
         artifacts = ArtifactStore(store)
@@ -76,61 +76,33 @@ def demo(
                 "batches": {"batch_size": batch_size},
             },
         )
-        return {"spec": spec, **pipeline(spec)}
+        return _flow("pipeline", spec)
 
-    _run(work, as_json=as_json, verbose=verbose, show=_show_results)
+    _run(work, as_json=as_json, verbose=verbose)
 
 
 @app.command()
 def run(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Mine, train and evaluate as CONFIG says."""
-
-    def work() -> dict[str, Any]:
-        spec = load_config(config)
-        from flows.pipeline import pipeline  # noqa: PLC0415
-
-        return {"spec": spec, **pipeline(spec)}
-
-    _run(work, as_json=as_json, verbose=verbose, show=_show_results)
+    _run_flow("pipeline", config, as_json=as_json, verbose=verbose)
 
 
 @app.command()
 def mine(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Mine batches and publish a manifest for every arm and seed of CONFIG."""
-
-    def work() -> dict[str, Any]:
-        spec = load_config(config)
-        from flows.mine import mine as flow  # noqa: PLC0415
-
-        return {"spec": spec, "manifests": flow(spec)}
-
-    _run(work, as_json=as_json, verbose=verbose, show=_show_uris("manifests"))
+    _run_flow("mine", config, as_json=as_json, verbose=verbose)
 
 
 @app.command()
 def train(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Train a student on every manifest of CONFIG, mining first what is not mined."""
-
-    def work() -> dict[str, Any]:
-        spec = load_config(config)
-        from flows.train import train as flow  # noqa: PLC0415
-
-        return {"spec": spec, "students": flow(spec)}
-
-    _run(work, as_json=as_json, verbose=verbose, show=_show_uris("students"))
+    _run_flow("train", config, as_json=as_json, verbose=verbose)
 
 
 @app.command()
 def evaluate(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Evaluate the students of CONFIG, training first what is not trained."""
-
-    def work() -> dict[str, Any]:
-        spec = load_config(config)
-        from flows.evaluate import evaluate as flow  # noqa: PLC0415
-
-        return {"spec": spec, **flow(spec)}
-
-    _run(work, as_json=as_json, verbose=verbose, show=_show_results)
+    _run_flow("evaluate", config, as_json=as_json, verbose=verbose)
 
 
 @app.command()
@@ -161,12 +133,28 @@ def main() -> None:
     app()
 
 
+def _run_flow(name: str, config: Path, *, as_json: bool, verbose: bool) -> None:
+    _run(lambda: _flow(name, load_config(config)), as_json=as_json, verbose=verbose)
+
+
+def _flow(name: str, spec: PipelineSpec) -> dict[str, Any]:
+    """Run the flow ``name`` of module ``flows.<name>``, unless all of its work is done."""
+    from flows.outcome import if_done  # noqa: PLC0415
+
+    outcome = if_done(name, spec)
+    up_to_date = outcome is not None
+    if outcome is None:
+        embedded.serve()
+        outcome = getattr(importlib.import_module(f"flows.{name}"), name)(spec)
+    return {"spec": spec, "up_to_date": up_to_date, **outcome}
+
+
 def _run(
     work: Callable[[], dict[str, Any]],
     *,
     as_json: bool,
     verbose: bool,
-    show: Callable[[Console, dict[str, Any]], None],
+    show: Callable[[Console, dict[str, Any]], None] | None = None,
 ) -> None:
     """Do a command's work with bars on stderr, then print its outcome or one line of error."""
     embedded.prepare(verbose=verbose)
@@ -191,12 +179,11 @@ def _run(
         _fail(f"{_first_line(error)}; run again with -v for the traceback", 1)
     spec = outcome.pop("spec", None)
     outcome["seconds"] = dict(reporting.seconds)
-    outcome["up_to_date"] = not set(reporting.seconds) - {"pairs"}
     if as_json:
         print(json.dumps(_machine(outcome, spec)), file=stdout, flush=True)
     else:
-        show(Console(file=stdout), outcome)
-        if outcome["up_to_date"]:
+        (show or _show)(Console(file=stdout), outcome)
+        if outcome.get("up_to_date"):
             console.print("up to date")
 
 
@@ -211,23 +198,16 @@ def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, An
     return {**outcome, **added}
 
 
-def _show_results(console: Console, outcome: dict[str, Any]) -> None:
+def _show(console: Console, outcome: dict[str, Any]) -> None:
     from flows.terminal import arms_table, difference_lines  # noqa: PLC0415
 
-    console.print(arms_table(outcome))
-    for line in difference_lines(outcome):
-        console.print(line, highlight=False)
+    if "arms" in outcome:
+        console.print(arms_table(outcome))
+        for line in difference_lines(outcome):
+            console.print(line, highlight=False)
     for kind in ("manifests", "students"):
         for uri in outcome.get(kind, ()):
             console.print(f"{kind[:-1]}: {uri}", highlight=False, soft_wrap=True)
-
-
-def _show_uris(kind: str) -> Callable[[Console, dict[str, Any]], None]:
-    def show(console: Console, outcome: dict[str, Any]) -> None:
-        for uri in outcome[kind]:
-            console.print(uri, highlight=False, soft_wrap=True)
-
-    return show
 
 
 def _fail(message: object, code: int) -> None:

@@ -1,16 +1,13 @@
 """The flow ``evaluate``: students in, the table of arms out."""
 
-from typing import Any
-
 from prefect import flow
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from b3_core.config import PipelineSpec
-from b3_core.learn import read_results
-from b3_core.plan import Plan
 from b3_core.ray_session import session
 from b3_core.store import ArtifactStore
+from flows import outcome
 from flows.train import mined_plan, train
 from tasks import reporting
 from tasks.artifacts import publish_results
@@ -18,7 +15,7 @@ from tasks.stages import evaluate_student, run_stage
 
 
 @flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
-def evaluate(spec: PipelineSpec) -> dict[str, Any]:
+def evaluate(spec: PipelineSpec) -> outcome.Outcome:
     """Evaluate every student of CONFIG; return the table of arms and their differences.
 
     What is not trained yet is trained first.
@@ -42,12 +39,8 @@ def evaluate(spec: PipelineSpec) -> dict[str, Any]:
                 for done, future in enumerate(as_completed(futures), start=1):
                     future.result()
                     progress(done, len(futures))
-    return _results(plan, store)
-
-
-def _results(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
     if store.find(plan.results.address) is None:
         run_stage(plan.results, store)
-    results = read_results(store.get(plan.results.address))
+    results = outcome.evaluated(plan, store)
     publish_results(results)
     return results

@@ -11,14 +11,15 @@ from b3_core.embed import Vectors
 from b3_core.plan import Plan
 from b3_core.ray_session import RaySession, session
 from b3_core.store import ArtifactStore
+from flows import outcome
 from tasks import reporting
 from tasks.artifacts import publish_manifests
 from tasks.stages import embed_shard, read_pairs, run_stage
 
 
 @flow(name="mine", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
-def mine(spec: PipelineSpec) -> list[str]:
-    """Mine every arm and seed of CONFIG; return the manifests' URIs.
+def mine(spec: PipelineSpec) -> outcome.Outcome:
+    """Mine every arm and seed of CONFIG; return the URIs of the ``manifests``.
 
     Work that the store holds is not done again, and Ray is started only if a shard is missing.
     """
@@ -35,9 +36,8 @@ def mine(spec: PipelineSpec) -> list[str]:
         ):
             if store.find(stage.address) is None:
                 run_stage(stage, store)
-    manifests = [store.get(made.address) for made in plan.manifests.values()]
-    publish_manifests(manifests)
-    return [artifact.uri for artifact in manifests]
+    publish_manifests([store.get(made.address) for made in plan.manifests.values()])
+    return outcome.mined(plan, store)
 
 
 def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:

@@ -1,18 +1,17 @@
 """The flow ``pipeline``: mine, train and evaluate in one run."""
 
-from typing import Any
-
 from prefect import flow
 
 from b3_core.config import PipelineSpec
 from b3_core.ray_session import session
 from flows.evaluate import evaluate
 from flows.mine import mine
+from flows.outcome import Outcome
 from flows.train import train
 
 
 @flow(name="pipeline", persist_result=False)
-def pipeline(spec: PipelineSpec) -> dict[str, Any]:
+def pipeline(spec: PipelineSpec) -> Outcome:
     """Mine the batches of CONFIG, train its students on them, and compare the arms.
 
     Returns
@@ -22,7 +21,7 @@ def pipeline(spec: PipelineSpec) -> dict[str, Any]:
         and ``students``.
     """
     with session(spec.compute):  # the three subflows share one Ray
-        manifests = mine(spec)
-        students = train(spec)
+        mined = mine(spec)
+        trained = train(spec)
         results = evaluate(spec)
-    return {**results, "manifests": manifests, "students": students}
+    return {**results, **mined, **trained}

@@ -1,0 +1,160 @@
+"""Where the positive of each held-out query ranks among all entries of a corpus.
+
+Legend: Q queries, C corpus entries, D width, b queries of one block.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from b3_core.artifacts import Artifact, Draft
+from b3_core.errors import InputError
+
+VERSION = 1
+
+
+def rank_of_positive(
+    query_QD: npt.NDArray[np.float32],
+    corpus_CD: npt.NDArray[np.float32],
+    *,
+    group_Q: npt.NDArray[np.int32],
+    group_C: npt.NDArray[np.int32],
+    block: int = 1 << 25,
+) -> npt.NDArray[np.int64]:
+    """Rank the best positive of each query among the corpus, by inner product.
+
+    A query's positives are the corpus entries of its group; they do not compete with one another.
+    A competitor is ahead of the positive if its score is higher, or equal and it stands earlier in
+    the corpus.
+
+    Parameters
+    ----------
+    query_QD, corpus_CD
+        Vectors; of unit length where cosine is meant.
+    group_Q, group_C
+        Their groups.
+    block
+        Scores held at a time, at 4 bytes each (one query's at least); the Q x C matrix never is.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64, Q; 1 is first.
+
+    Raises
+    ------
+    InputError
+        A vector is not finite, or a query has no positive in the corpus.
+    """
+    _check_finite(query_QD, "query")
+    _check_finite(corpus_CD, "corpus entry")
+    by_group_C = np.argsort(group_C, kind="stable")  # stable: a group's entries in corpus order
+    first_Q, end_Q = (
+        np.searchsorted(group_C[by_group_C], group_Q, side=side) for side in ("left", "right")
+    )
+    alone = np.flatnonzero(first_Q == end_Q)
+    if alone.size:
+        raise InputError(
+            f"query {alone[0]} has no positive in the corpus ({alone.size} such queries)",
+            expected=f"an entry of group {group_Q[alone[0]]}",
+        )
+    rank_Q = np.empty(len(query_QD), np.int64)
+    step = max(1, block // max(1, len(corpus_CD)))
+    for start in range(0, len(query_QD), step):
+        score_bC = query_QD[start : start + step] @ corpus_CD.T
+        for query, score_C in enumerate(score_bC, start):
+            own = by_group_C[first_Q[query] : end_Q[query]]
+            rank_Q[query] = _rank(score_C, own)
+    return rank_Q
+
+
+def _rank(score_C: npt.NDArray[np.float32], own: npt.NDArray[np.intp]) -> int:
+    """Rank the best of the entries ``own``, in ascending order, whose scores are overwritten."""
+    best = own[score_C[own].argmax()]  # of equal ones the first
+    score = score_C[best]
+    score_C[own] = -np.inf
+    higher = np.count_nonzero(score_C > score)
+    return int(1 + higher + np.count_nonzero(score_C[:best] == score))
+
+
+def _check_finite(vectors_ND: npt.NDArray[np.float32], what: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))
+    if bad.size:  # NaN compares as false with everything: it would rank first
+        raise InputError(
+            f"the vector of {what} {bad[0]} is not finite ({bad.size} such vectors)",
+            remedy="look at that row's text: a text without a known token has no vector",
+        )
+
+
+def retrieval_metrics(rank_Q: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Average the usual metrics over queries whose best positive is their one relevant entry.
+
+    - ``hit@k``: share of queries with rank <= k;
+    - ``mrr``: mean of 1 / rank, however large the rank;
+    - ``ndcg@10``: mean of 1 / log2(1 + rank) where rank <= 10, else 0 (Järvelin and Kekäläinen
+      2002, whose ideal gain is 1 with one relevant entry).
+
+    Raises
+    ------
+    ValueError
+        There are no ranks.
+    """
+    if not len(rank_Q):
+        raise ValueError("no ranks to average")
+    gain_Q = np.where(rank_Q <= 10, 1 / np.log2(1 + rank_Q), 0)
+    return {
+        **{f"hit@{k}": float((rank_Q <= k).mean()) for k in (1, 5, 10)},
+        "mrr": float((1 / rank_Q).mean()),
+        "ndcg@10": float(gain_Q.mean()),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class EvalReport:
+    """What one student did on one task.
+
+    Raises
+    ------
+    ValueError
+        A rank is not among the corpus, or there are none.
+    """
+
+    task: str
+    rank_Q: npt.NDArray[np.int64]
+    """Rank of each query's best positive; 1 is first."""
+    corpus: int
+    """Entries that each query was ranked against."""
+    fingerprints: Mapping[str, str]
+    """What was evaluated: student, manifest, pairs."""
+
+    def __post_init__(self) -> None:
+        if not len(self.rank_Q) or not 1 <= self.rank_Q.min() <= self.rank_Q.max() <= self.corpus:
+            raise ValueError(f"ranks {self.rank_Q} are not ranks among {self.corpus} entries")
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """As :func:`retrieval_metrics` defines them."""
+        return retrieval_metrics(self.rank_Q)
+
+    def save(self, draft: Draft, name: str) -> None:
+        """Write ``<name>/report.json`` for people, and ``<name>/ranks.npy`` with it."""
+        report = {
+            "task": self.task,
+            "queries": len(self.rank_Q),
+            "corpus": self.corpus,
+            "metrics": self.metrics,
+            "fingerprints": dict(self.fingerprints),
+        }
+        draft.write_json(f"{name}/report.json", report)
+        np.save(draft.path(f"{name}/ranks.npy"), self.rank_Q)
+
+    @classmethod
+    def load(cls, artifact: Artifact, name: str) -> Self:
+        """Read a report back."""
+        report = json.loads(artifact.path(f"{name}/report.json").read_bytes())
+        rank_Q = np.load(artifact.path(f"{name}/ranks.npy"), allow_pickle=False)
+        return cls(report["task"], rank_Q, report["corpus"], report["fingerprints"])

@@ -1,0 +1,94 @@
+"""How a static model trains fast: every text tokenised once, every token's gradient added up once.
+
+    pair tables -> TokenTable (flat token ids a side) -> TokenCollator: rows to input_ids, offsets
+    StaticEmbedding's bag -> SparseMean: the same means, gradients a tenth the size
+
+Tokenising takes longer than the rest of a training step, and a plan visits each row once an epoch.
+A plain sparse bag keeps one gradient vector a token *occurrence*, which the optimizer then sorts
+and adds up.
+
+Legend: N rows, T token occurrences of all rows, t of one batch, U different tokens among them,
+V tokens of the vocabulary, D width, B rows of a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+from torch import nn
+
+_BLOCK = 4096  # texts tokenised at a time: bounds the memory of the tokenizer's own objects
+
+
+def is_static(model: SentenceTransformer) -> bool:
+    """Say whether a model's only weights are those of a static embedding."""
+    if not isinstance(model[0], StaticEmbedding):
+        return False
+    return all(module is model[0] or not list(module.parameters()) for module in model)
+
+
+class SparseMean(nn.EmbeddingBag):  # type: ignore[misc]
+    """The mean of each bag's embeddings, with a sparse gradient of one row a different token."""
+
+    @classmethod
+    def of(cls, bag: nn.EmbeddingBag) -> Self:
+        """Take a bag's weights over; the tensor is shared."""
+        return cls(bag.num_embeddings, bag.embedding_dim, sparse=True, _weight=bag.weight.data)
+
+    def forward(self, input_t: torch.Tensor, offsets_B: torch.Tensor) -> torch.Tensor:
+        """Return the means, B x D; bag ``b`` begins at ``offsets_B[b]``, an empty one is zero."""
+        token_U, place_t = torch.unique(input_t, return_inverse=True)
+        row_UD = nn.functional.embedding(token_U, self.weight, sparse=True)
+        return nn.functional.embedding_bag(place_t, row_UD, offsets_B, mode="mean")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """Token ids of all rows, one row after another."""
+
+    token_T: npt.NDArray[np.int32]
+    start_N: npt.NDArray[np.int64]
+    """Where each row begins, and at the end T: N + 1 values."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, texts: Sequence[pa.ChunkedArray], prompt: str) -> Self:
+        """Tokenise all texts, ``prompt`` put before each."""
+        tokens, counts = [], [0]
+        for column in texts:
+            for start in range(0, len(column), _BLOCK):
+                block = [prompt + text for text in column.slice(start, _BLOCK).to_pylist()]
+                for encoding in tokenizer.encode_batch(block, add_special_tokens=False):
+                    tokens.append(np.array(encoding.ids, dtype=np.int32))
+                    counts.append(len(encoding.ids))
+        return cls(np.concatenate(tokens), np.cumsum(counts))
+
+    def bags(self, row_B: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows' token ids and where each row begins among them, as int64 tensors."""
+        parts = [self.token_T[self.start_N[row] : self.start_N[row + 1]] for row in row_B]
+        offset_B = np.cumsum([0, *map(len, parts[:-1])])
+        token_t = np.concatenate(parts).astype(np.int64)
+        return torch.from_numpy(token_t), torch.from_numpy(offset_B)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenCollator:
+    """Turns rows of a dataset with a column ``row`` into what the trainer takes for two texts."""
+
+    query: TokenTable
+    positive: TokenTable
+    valid_label_columns: Sequence[str] = ()  # the trainer asks; there are no labels
+
+    def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
+        """Gather a batch under the names that sentence-transformers' own collator uses."""
+        rows = [feature["row"] for feature in features]
+        batch = {}
+        for side, table in (("query", self.query), ("positive", self.positive)):
+            batch[f"{side}_input_ids"], batch[f"{side}_offsets"] = table.bags(rows)
+        return batch

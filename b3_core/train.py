@@ -1,0 +1,282 @@
+"""A student trained on a batch plan: sentence-transformers' trainer does the looping.
+
+    plan, pair tables -> PlanSampler -> trainer: loss, gradient, optimizer step -> saved model
+
+The loss is InfoNCE from query to positive (van den Oord et al., arXiv 1807.03748) over the rows of
+a batch, gathered over devices: the mean over i of ``-log softmax_j(cos(q_i, p_j) / temperature)``
+at j = i. The learning rate rises linearly from zero and falls linearly back to it.
+
+Legend: S batches, B rows of a batch.
+"""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from b3_core import packaged, teacher
+from b3_core.batches import BatchPlan
+from b3_core.config import TrainSpec
+from b3_core.errors import B3Error
+from b3_core.pairs import PairTable
+from b3_core.progress import Progress, silent
+from b3_core.sampler import for_trainer, row_dataset
+from b3_core.static import SparseMean, TokenCollator, TokenTable, is_static
+
+VERSION = 1
+
+_RATE = {"static": 1e-2, "transformer": 2e-5}  # as TrainSpec.learning_rate says
+_CACHED_FROM = 256  # rows a device: beyond, gradients are cached to bound memory
+_CACHED_ROWS = 64  # rows of one forward pass then; does not change the gradient
+_POINTS = 50  # of the loss curve
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run did."""
+
+    steps: int
+    examples_seen: int
+    """Rows of all batches, over all epochs and processes."""
+    seconds: float
+    """Wall time of tokenising and training, without loading and saving."""
+    loss: list[tuple[int, float]]
+    """(step, mean loss of the steps since the entry before); steps count from 1."""
+
+
+def train_student(
+    pairs: Sequence[PairTable],
+    plan: BatchPlan,
+    spec: TrainSpec,
+    *,
+    seed: int,
+    output: Path,
+    progress: Progress = silent,
+) -> TrainResult:
+    """Train on every batch of the plan, in its order, and save the model into ``output``.
+
+    With several processes (torchrun, Ray Train) each batch is shared equally, the loss is over the
+    whole of it, and the first process saves. A static student trains on the CPU, on one thread:
+    at its size more of them, or a GPU, only wait for one another.
+
+    Parameters
+    ----------
+    pairs
+        The datasets' rows, in the order of ``plan.dataset_S``.
+    seed
+        Decides the initial weights and every random choice. On a CPU the same seed gives the same
+        weights, bit for bit; global random states are put back afterwards.
+    output
+        Folder for ``SentenceTransformer(output)``; nothing else is written.
+    progress
+        Told the steps done.
+
+    Raises
+    ------
+    InputError
+        The student cannot be loaded, or the batches cannot be shared among the processes.
+    B3Error
+        The loss became infinite or NaN; the step is named.
+    """
+    with _seeded(seed):
+        model = build_student(spec, seed=seed)
+        static = is_static(model)
+        with _threads(1 if static else torch.get_num_threads()):
+            started = time.monotonic()
+            trainer = _trainer(model, spec, pairs=pairs, plan=plan, seed=seed, output=output)
+            watch = _Watch(trainer, progress)
+            trainer.add_callback(watch)
+            trainer.train()
+            seconds = time.monotonic() - started
+    if trainer.is_world_process_zero():
+        model.save_pretrained(str(output), create_model_card=False, safe_serialization=True)
+    return TrainResult(len(plan.row_SB), plan.row_SB.size, seconds, watch.curve)
+
+
+def build_student(spec: TrainSpec, *, seed: int) -> SentenceTransformer:
+    """Return the student before training; ``static`` starts from random weights.
+
+    Its prompts are saved with it, as ``query`` and ``document``.
+    """
+    if spec.student == "static":
+        model = packaged.static_student(spec.dim, seed)
+    else:
+        model = teacher.load_model(spec.student, revision=spec.revision)
+    if spec.max_length is not None:
+        packaged.limit_length(model, spec.max_length)
+    model.prompts = {"query": spec.query_prompt, "document": spec.positive_prompt}
+    model.default_prompt_name = None
+    return model
+
+
+class _Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
+    """The trainer without what a plan has no use for, keeping the loss of every step."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.step_losses: list[torch.Tensor] = []
+        super().__init__(**settings)
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, *args: Any, **settings: Any) -> Any:
+        loss = super().compute_loss(*args, **settings)
+        self.step_losses.append(loss.detach())
+        return loss
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Write no model card: it samples rows and describes them at every start."""
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # Without clipping the norm is computed for the log alone, and sparse gradients have none.
+        return grad_norm
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Tells progress, keeps the loss curve, and stops at a loss that is no number."""
+
+    def __init__(self, trainer: _Trainer, progress: Progress) -> None:
+        self.curve: list[tuple[int, float]] = []
+        self._trainer, self._progress = trainer, progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        step, steps = state.global_step, state.max_steps
+        # The loss is read now and then: reading waits for the device.
+        if step % max(1, steps // _POINTS) and step != steps:
+            return
+        losses = torch.stack(self._trainer.step_losses)
+        self._trainer.step_losses.clear()
+        # Every process sees every loss, so that all stop at the same step.
+        means = self._trainer.accelerator.reduce(losses, "mean").tolist()
+        self._check(means, first=step - len(means) + 1)
+        self.curve.append((step, float(np.mean(means))))
+        self._progress(step, steps)
+
+    @staticmethod
+    def _check(losses: Sequence[float], *, first: int) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            raise B3Error(
+                f"the loss is {losses[bad[0]]} at step {first + bad[0]}",
+                expected="a finite number",
+                remedy="lower train.learning_rate, or set train.precision: fp32",
+            )
+
+
+def _trainer(
+    model: SentenceTransformer,
+    spec: TrainSpec,
+    *,
+    pairs: Sequence[PairTable],
+    plan: BatchPlan,
+    seed: int,
+    output: Path,
+) -> _Trainer:
+    static = is_static(model)
+    arguments = _arguments(spec, plan, pairs, seed=seed, output=output, static=static)
+    loss = _loss(
+        model, spec, rows=arguments.per_device_train_batch_size, gather=arguments.world_size > 1
+    )
+    if not static:
+        return _Trainer(model=model, args=arguments, train_dataset=row_dataset(pairs), loss=loss)
+    model[0].embedding = SparseMean.of(model[0].embedding)
+    tokenizer = model[0].tokenizer
+    return _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"row": np.arange(sum(map(len, pairs)))}),
+        loss=loss,
+        data_collator=TokenCollator(
+            TokenTable.of(tokenizer, [part.queries for part in pairs], spec.query_prompt),
+            TokenTable.of(tokenizer, [part.positives for part in pairs], spec.positive_prompt),
+        ),
+        optimizers=(
+            torch.optim.SparseAdam(model.parameters(), lr=arguments.learning_rate),
+            None,
+        ),
+    )
+
+
+def _arguments(
+    spec: TrainSpec,
+    plan: BatchPlan,
+    pairs: Sequence[PairTable],
+    *,
+    seed: int,
+    output: Path,
+    static: bool,
+) -> SentenceTransformerTrainingArguments:
+    steps, size = plan.row_SB.shape
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=1,  # the sampler goes through all epochs of the plan in one pass
+        learning_rate=spec.learning_rate or _RATE["static" if static else "transformer"],
+        lr_scheduler_type="linear",
+        warmup_steps=round(spec.warmup_ratio * steps),
+        optim="adamw_torch",
+        max_grad_norm=0.0 if static else 1.0,
+        prompts={"query": spec.query_prompt, "positive": spec.positive_prompt},
+        bf16=spec.precision == "bf16",
+        use_cpu=static,
+        seed=seed,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    # One process drives one device: DataParallel would multiply the batch by the GPUs it sees.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    processes = arguments.world_size  # known once the arguments have joined the process group
+    lengths = [len(table) for table in pairs]
+    arguments.batch_sampler = for_trainer(plan, lengths, processes=processes)
+    arguments.per_device_train_batch_size = size // processes
+    return arguments
+
+
+def _loss(
+    model: SentenceTransformer, spec: TrainSpec, *, rows: int, gather: bool
+) -> torch.nn.Module:
+    settings = {"scale": 1 / spec.temperature, "gather_across_devices": gather}
+    if rows <= _CACHED_FROM or is_static(model):
+        return MultipleNegativesRankingLoss(model, **settings)
+    return CachedMultipleNegativesRankingLoss(model, mini_batch_size=_CACHED_ROWS, **settings)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global random generators that libraries draw from, and put them back at the end."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - not ours
+    try:
+        with torch.random.fork_rng():
+            set_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,68 @@
+"""What a flow returns, read from the store: the same whether it ran now or long ago.
+
+No Prefect here. A command whose work is all there answers from these without starting anything.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from b3_core.config import PipelineSpec
+from b3_core.embed import Pairs, PairsRef
+from b3_core.learn import read_results
+from b3_core.plan import Plan
+from b3_core.stage import Stage
+from b3_core.store import ArtifactStore
+
+Outcome = dict[str, Any]
+
+
+def mined(plan: Plan, store: ArtifactStore) -> Outcome:
+    """Return the URIs of the ``manifests``, arms first."""
+    return {"manifests": _uris(plan.manifests.values(), store)}
+
+
+def trained(plan: Plan, store: ArtifactStore) -> Outcome:
+    """Return the URIs of the ``students``, arms first."""
+    return {"students": _uris(plan.students.values(), store)}
+
+
+def evaluated(plan: Plan, store: ArtifactStore) -> Outcome:
+    """Return ``arms``, a row each, and ``differences`` to the random arm."""
+    return read_results(store.get(plan.results.address))
+
+
+def whole(plan: Plan, store: ArtifactStore) -> Outcome:
+    """Return everything the three flows return."""
+    return {**evaluated(plan, store), **mined(plan, store), **trained(plan, store)}
+
+
+OF_FLOW: dict[str, Callable[[Plan, ArtifactStore], Outcome]] = {
+    "mine": mined,
+    "train": trained,
+    "evaluate": evaluated,
+    "pipeline": whole,
+}
+
+
+def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
+    """Return what ``flow`` would return if the store holds all its work, else None."""
+    store = ArtifactStore(spec.store.root)
+    found = [store.find(Pairs.of(d, spec.evaluate).address) for d in spec.datasets]
+    pairs = [artifact for artifact in found if artifact is not None]
+    if len(pairs) < len(found):
+        return None
+    refs = [PairsRef.of(d, artifact) for d, artifact in zip(spec.datasets, pairs, strict=True)]
+    plan = Plan.of(spec, refs, store)
+    needed: dict[str, Iterable[Stage]] = {
+        "mine": plan.manifests.values(),
+        "train": [*plan.manifests.values(), *plan.students.values()],
+        "evaluate": [plan.results],
+        "pipeline": [*plan.manifests.values(), *plan.students.values(), plan.results],
+    }
+    if any(store.find(stage.address) is None for stage in needed[flow]):
+        return None
+    return OF_FLOW[flow](plan, store)
+
+
+def _uris(stages: Iterable[Stage], store: ArtifactStore) -> list[str]:
+    return [store.get(stage.address).uri for stage in stages]

@@ -1,0 +1,105 @@
+"""SIGKILL in every stage, then the same command: it goes on, and the manifests are the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+IN_PROCESS = ["pairs", "embeddings", "ranks", "graph", "communities", "manifest", "results"]
+BY_WORKERS = ["shard", "student", "evaluation"]
+
+
+def records(store: Path) -> dict[str, dict]:
+    """Published artifacts by their path below the store."""
+    found = store.glob("*/*/*/record.json")
+    return {str(file.parent.relative_to(store)): json.loads(file.read_text()) for file in found}
+
+
+def manifest_hashes(store: Path) -> dict[str, list[str]]:
+    """Every manifest's data files: the names carry the content's hash."""
+    return {
+        path: sorted(file["sha256"] for file in record["files"].values())
+        for path, record in records(store).items()
+        if record["stage"] == "manifest"
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """Manifests of an undisturbed run, filled by the first test."""
+    return {}
+
+
+def undisturbed(expected, b3, write_config, tmp_path):
+    """Return the manifests of the same CONFIG, never killed, in another store."""
+    if not expected:
+        config = write_config("whole.yaml", store={"root": str(tmp_path / "whole")})
+        b3("mine", config)
+        expected |= manifest_hashes(tmp_path / "whole")
+    return expected
+
+
+@pytest.mark.parametrize("stage", IN_PROCESS)
+def test_killed_before_a_record(stage, b3, write_config, tmp_path, prefect_home, expected):
+    whole = undisturbed(expected, b3, write_config, tmp_path)
+    config = write_config()
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.system.killed", stage, "run", str(config)],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_HOME": str(prefect_home)},
+        capture_output=True,
+        timeout=280,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    store = tmp_path / "store"
+    before = records(store)
+    assert not any(record["stage"] == stage for record in before.values())
+    goes_on(b3, config, store, before, whole)
+
+
+@pytest.mark.parametrize("stage", BY_WORKERS)
+def test_killed_between_two_parts_of_a_stage(
+    stage, b3, write_config, tmp_path, prefect_home, expected
+):
+    """These are published by Ray workers: kill the command when the first one is there."""
+    whole = undisturbed(expected, b3, write_config, tmp_path)
+    config = write_config()
+    store = tmp_path / "store"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "run", str(config)],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_HOME": str(prefect_home)},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 280
+    while not list(store.glob(f"*/{stage}/*/record.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = records(store)
+    assert any(record["stage"] == stage for record in before.values())
+    assert not any(record["stage"] == "results" for record in before.values())
+    goes_on(b3, config, store, before, whole)
+
+
+def goes_on(b3, config, store, before, whole):
+    """Run again: what was published is kept as it was, and the manifests are the right ones."""
+    b3("run", config)
+    after = records(store)
+    assert {path: after[path]["writer"] for path in before} == {
+        path: record["writer"] for path, record in before.items()
+    }
+    assert manifest_hashes(store) == whole
+    assert any(record["stage"] == "results" for record in after.values())
