@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from b3_core.artifacts import Address
 from b3_core.batches import BatchPlan
+from b3_core.communities import Partition
 from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.pairs import PairTable
 from b3_core.store import Artifact, ArtifactStore, Draft
@@ -161,6 +163,9 @@ def verify(artifact: Artifact) -> dict[str, Any]:
         manifest.plan.check([len(table) for table in tables])
     except ValueError as error:
         raise CorruptArtifactError(f"{artifact.uri}: {error}", remedy="mine again") from error
+    for d, entry in enumerate(manifest.head["datasets"]):
+        communities = store.get(Address(entry["name"], "communities", entry["communities"]))
+        _check_communities(manifest.plan, d, Partition.load(communities).label_N)
     stored = pq.read_table(artifact.path("batches.parquet"))
     if not stored.equals(_slots(manifest.plan, tables)):
         raise CorruptArtifactError(
@@ -171,6 +176,17 @@ def verify(artifact: Artifact) -> dict[str, Any]:
         "rows": sum(len(table) for table in tables),
         "files": files + len(artifact.files),
     }
+
+
+def _check_communities(plan: BatchPlan, dataset: int, label_N: npt.NDArray[np.int32]) -> None:
+    mined_S = (plan.dataset_S == dataset) & (plan.community_SB[:, 0] >= 0)
+    row_SB = plan.row_SB[mined_S]
+    wrong_S = np.flatnonzero((label_N[row_SB] != plan.community_SB[mined_S]).any(axis=1))
+    if wrong_S.size:
+        batch = np.flatnonzero(mined_S)[wrong_S[0]]
+        raise CorruptArtifactError(
+            f"batch {batch} names a community that its rows are not in", remedy="mine again"
+        )
 
 
 def _verify_lineage(store: ArtifactStore, lineage: dict[str, Any]) -> int:

@@ -62,7 +62,7 @@ class Ranks(DatasetStage):
 class Graph(DatasetStage):
     """The window graph, and beside it the graph of pairs that are too hard."""
 
-    ranks: Address
+    ranks: Ranks
     mining: MiningSpec
     name: ClassVar[str] = "graph"
     version: ClassVar[int] = graph.VERSION
@@ -78,10 +78,10 @@ class Graph(DatasetStage):
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {"ranks": self.ranks.fingerprint}
+        return {"ranks": self.ranks.address.fingerprint}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        ranks = neighbours.RankTable.load(store.get(self.ranks))
+        ranks = neighbours.RankTable.load(store.get(self.ranks.address))
         attract = graph.link(ranks, p=self.cutoff, m=self.mining.m, mode=self.mining.graph)
         repel = graph.too_hard(ranks, p=self.cutoff)
         attract.save(draft, "attract")
@@ -129,10 +129,11 @@ class Communities(DatasetStage):
             progress=progress,
         )
         partition.save(draft)
-        ranks = neighbours.RankTable.load(store.get(self.graph.ranks))
+        ranks = neighbours.RankTable.load(store.get(self.graph.ranks.address))
         draft.counts |= quality.describe(
             partition, ranks, p=self.graph.cutoff, m=self.mining.m, group_N=group_N
         )
+        draft.counts |= {"moved": partition.moved, "objective": partition.objective}
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class ManifestOf(Stage):
     pipeline: str
     partitions: tuple[Communities, ...]
     mining: MiningSpec
-    batches: BatchSpec
+    batching: BatchSpec
     seed: int
     name: ClassVar[str] = "manifest"
     version: ClassVar[int] = 1000 * manifest.VERSION + batches.VERSION
@@ -160,7 +161,7 @@ class ManifestOf(Stage):
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         return {
             "mining": self.mining.model_dump(),
-            "batches": self.batches.model_dump(),
+            "batches": self.batching.model_dump(),
             "seed": self.seed,
         }
 
@@ -174,7 +175,7 @@ class ManifestOf(Stage):
         plan = batches.plan_batches(
             parts,
             group_of=[table.group_N for table in tables],
-            spec=self.batches,
+            spec=self.batching,
             rng=generator(self.seed, "batches"),
         )
         plan.check([len(table) for table in tables])
@@ -191,14 +192,15 @@ class ManifestOf(Stage):
             for part in self.partitions
             for address in (
                 part.ref.address,
-                part.graph.ranks,
+                part.graph.ranks.vectors,
+                part.graph.ranks.address,
                 part.graph.address,
                 part.address,
             )
         ]
         return {
             "schema": manifest.SCHEMA,
-            "batch_size": self.batches.batch_size,
+            "batch_size": self.batching.batch_size,
             "k": self.mining.k,
             "batches": len(plan.row_SB),
             "left_out": len(plan.left_out),
@@ -210,7 +212,9 @@ class ManifestOf(Stage):
                     "rows": part.ref.rows,
                     "digest": part.ref.digest,
                     "pairs": part.ref.address.fingerprint,
+                    "communities": part.address.fingerprint,
                     "p": part.graph.cutoff,
+                    "teacher": _teacher(store, part),
                     "quality": dict(store.get(part.address).counts),
                 }
                 for part in self.partitions
@@ -218,6 +222,12 @@ class ManifestOf(Stage):
             "lineage": manifest.lineage_of(upstream),
             "libraries": _versions(),
         }
+
+
+def _teacher(store: ArtifactStore, part: Communities) -> dict[str, Any]:
+    """Say which weights embedded a dataset, and with which settings."""
+    record = store.get(part.graph.ranks.vectors).record
+    return {"weights": record["lineage"]["weights"], **record["settings"]}
 
 
 def _versions() -> dict[str, str]:

@@ -139,10 +139,10 @@ class Split:
 def read_split(dataset: DatasetSpec, evaluate: EvalSpec) -> Split:
     """Read a dataset, check it, form its groups and hold rows out.
 
-    Held-out rows come from ``dataset.eval_uri`` if there is one. Otherwise a share ``evaluate.holdout`` of
-    the groups is held out, whole groups in the order of a hash of their rows, as many as fit in
-    ``evaluate.max_queries`` rows. At most ``evaluate.max_queries`` rows are kept either way, those
-    with the smallest hashes; of a held-out group too large for that, the rest is in neither table.
+    Held-out rows come from ``dataset.eval_uri`` if there is one. Otherwise a share
+    ``evaluate.holdout`` of the groups is held out: whole groups in the order of a hash of their
+    rows, as many as fit in ``evaluate.max_queries`` rows, one at least. More rows than that are
+    cut, in the order of their hashes; those cut are in neither table.
 
     Returns
     -------

@@ -49,11 +49,8 @@ class Plan:
             vectors.append(Vectors.of(store, ref, spec.teacher, spec.compute.shard_rows))
             width = spec.mining.cutoff(ref.spec.task) + spec.mining.m
             ranks.append(Ranks(ref, vectors[-1].address, width))
-        manifests = {
-            (arm, seed): _manifest(spec, arm, seed, ranks)
-            for arm in spec.arms
-            for seed in spec.seeds
-        }
+        keys: list[tuple[str, int]] = [(arm, seed) for arm in spec.arms for seed in spec.seeds]
+        manifests = {(arm, seed): _manifest(spec, arm, seed, ranks) for arm, seed in keys}
         students = {key: Student.of(made, spec.train) for key, made in manifests.items()}
         evaluations = {key: Evaluation(made, spec.evaluate) for key, made in students.items()}
         parts = [part for made in manifests.values() for part in made.partitions]
@@ -72,8 +69,7 @@ class Plan:
 def _manifest(spec: PipelineSpec, arm: str, seed: int, ranks: Sequence[Ranks]) -> ManifestOf:
     mining, batches = spec.arm(arm)
     partitions = tuple(
-        Communities(table.ref, Graph(table.ref, table.address, mining), mining, seed)
-        for table in ranks
+        Communities(table.ref, Graph(table.ref, table, mining), mining, seed) for table in ranks
     )
     return ManifestOf(spec.name, partitions, mining, batches, seed)
 

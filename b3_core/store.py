@@ -198,6 +198,7 @@ class ArtifactStore:
             self.fs.pipe_file(target, body, mode="overwrite" if replace else "create")
             return
         final = Path(target)
+        final.parent.mkdir(parents=True, exist_ok=True)
         partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
         try:
             with partial.open("wb") as stream:

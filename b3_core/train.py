@@ -30,11 +30,12 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers.utils import logging as transformers_logging
 
 from b3_core import packaged, teacher
 from b3_core.batches import BatchPlan
 from b3_core.config import TrainSpec
-from b3_core.errors import B3Error
+from b3_core.errors import B3Error, InputError
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
 from b3_core.sampler import for_trainer, row_dataset
@@ -95,7 +96,7 @@ def train_student(
     B3Error
         The loss became infinite or NaN; the step is named.
     """
-    with _seeded(seed):
+    with _seeded(seed), _no_bars():
         model = build_student(spec, seed=seed)
         static = is_static(model)
         with _threads(1 if static else torch.get_num_threads()):
@@ -105,8 +106,8 @@ def train_student(
             trainer.add_callback(watch)
             trainer.train()
             seconds = time.monotonic() - started
-    if trainer.is_world_process_zero():
-        model.save_pretrained(str(output), create_model_card=False, safe_serialization=True)
+        if trainer.is_world_process_zero():
+            model.save_pretrained(str(output), create_model_card=False, safe_serialization=True)
     return TrainResult(len(plan.row_SB), plan.row_SB.size, seconds, watch.curve)
 
 
@@ -121,6 +122,8 @@ def build_student(spec: TrainSpec, *, seed: int) -> SentenceTransformer:
         model = teacher.load_model(spec.student, revision=spec.revision)
     if spec.max_length is not None:
         packaged.limit_length(model, spec.max_length)
+    if is_static(model):
+        model.to("cpu")
     model.prompts = {"query": spec.query_prompt, "document": spec.positive_prompt}
     model.default_prompt_name = None
     return model
@@ -136,7 +139,7 @@ class _Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
 
     def compute_loss(self, *args: Any, **settings: Any) -> Any:
         loss = super().compute_loss(*args, **settings)
-        self.step_losses.append(loss.detach())
+        self.step_losses.append(loss.detach().float())
         return loss
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
@@ -187,41 +190,36 @@ def _trainer(
     seed: int,
     output: Path,
 ) -> _Trainer:
-    static = is_static(model)
-    arguments = _arguments(spec, plan, pairs, seed=seed, output=output, static=static)
-    loss = _loss(
-        model, spec, rows=arguments.per_device_train_batch_size, gather=arguments.world_size > 1
+    steps, size = plan.row_SB.shape
+    arguments = _arguments(model, spec, steps=steps, seed=seed, output=output)
+    processes = arguments.world_size  # known once the arguments have joined the process group
+    arguments.batch_sampler = for_trainer(
+        plan, [len(table) for table in pairs], processes=processes
     )
-    if not static:
+    arguments.per_device_train_batch_size = size // processes
+    loss = _loss(model, spec, rows=size // processes, gather=processes > 1)
+    if not is_static(model):
         return _Trainer(model=model, args=arguments, train_dataset=row_dataset(pairs), loss=loss)
+    _check_backend()
     model[0].embedding = SparseMean.of(model[0].embedding)
     tokenizer = model[0].tokenizer
     return _Trainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"row": np.arange(sum(map(len, pairs)))}),
-        loss=loss,
         data_collator=TokenCollator(
             TokenTable.of(tokenizer, [part.queries for part in pairs], spec.query_prompt),
             TokenTable.of(tokenizer, [part.positives for part in pairs], spec.positive_prompt),
         ),
-        optimizers=(
-            torch.optim.SparseAdam(model.parameters(), lr=arguments.learning_rate),
-            None,
-        ),
+        loss=loss,
+        optimizers=(torch.optim.SparseAdam(model.parameters(), lr=arguments.learning_rate), None),
     )
 
 
 def _arguments(
-    spec: TrainSpec,
-    plan: BatchPlan,
-    pairs: Sequence[PairTable],
-    *,
-    seed: int,
-    output: Path,
-    static: bool,
+    model: SentenceTransformer, spec: TrainSpec, *, steps: int, seed: int, output: Path
 ) -> SentenceTransformerTrainingArguments:
-    steps, size = plan.row_SB.shape
+    static = is_static(model)
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(output),
         num_train_epochs=1,  # the sampler goes through all epochs of the plan in one pass
@@ -232,22 +230,32 @@ def _arguments(
         max_grad_norm=0.0 if static else 1.0,
         prompts={"query": spec.query_prompt, "positive": spec.positive_prompt},
         bf16=spec.precision == "bf16",
-        use_cpu=static,
+        # Where it is left out, processes on a machine without a GPU each train alone.
+        use_cpu=model.device.type == "cpu",
+        ddp_find_unused_parameters=False if static else None,
+        dataloader_drop_last=True,  # a plan's batches are all full
+        dataloader_pin_memory=False,
         seed=seed,
         logging_strategy="no",
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=False,
     )
     # One process drives one device: DataParallel would multiply the batch by the GPUs it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    processes = arguments.world_size  # known once the arguments have joined the process group
-    lengths = [len(table) for table in pairs]
-    arguments.batch_sampler = for_trainer(plan, lengths, processes=processes)
-    arguments.per_device_train_batch_size = size // processes
     return arguments
+
+
+def _check_backend() -> None:
+    """Refuse a process group that cannot add up the gradients of a student on the CPU."""
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_backend() == "nccl":
+        raise InputError(
+            "a static student trains on the CPU, but its processes are joined over GPUs (nccl)",
+            expected="the gloo backend",
+            remedy="set compute.gpus_per_worker: 0",
+        )
 
 
 def _loss(
@@ -280,3 +288,15 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers from drawing progress bars while weights are read and written."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

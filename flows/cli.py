@@ -165,8 +165,17 @@ def _run(
     reporter = TerminalReporter(console)
     reporting.use(reporter)
     try:
-        with _stdout_kept_clean() as stdout, reporter.live():
-            outcome = work()
+        with _stdout_kept_clean() as stdout:
+            with reporter.live():
+                outcome = work()
+            spec = outcome.pop("spec", None)
+            if as_json:
+                outcome["seconds"] = dict(reporting.seconds)
+                print(json.dumps(_machine(outcome, spec)), file=stdout)
+            else:
+                (show or _show)(Console(file=stdout), outcome)
+        if outcome.get("up_to_date"):
+            console.print("up to date")
     except B3Error as error:
         if verbose:
             console.print_exception()
@@ -177,14 +186,6 @@ def _run(
         if verbose:
             raise
         _fail(f"{_first_line(error)}; run again with -v for the traceback", 1)
-    spec = outcome.pop("spec", None)
-    outcome["seconds"] = dict(reporting.seconds)
-    if as_json:
-        print(json.dumps(_machine(outcome, spec)), file=stdout, flush=True)
-    else:
-        (show or _show)(Console(file=stdout), outcome)
-        if outcome.get("up_to_date"):
-            console.print("up to date")
 
 
 def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, Any]:
@@ -227,7 +228,8 @@ def _stdout_kept_clean() -> Iterator[Any]:
     real = os.dup(1)
     os.dup2(2, 1)
     try:
-        yield os.fdopen(os.dup(real), "w", encoding="utf-8")
+        with os.fdopen(os.dup(real), "w", encoding="utf-8") as stdout:
+            yield stdout
     finally:
         sys.stdout.flush()
         os.dup2(real, 1)

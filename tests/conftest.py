@@ -25,7 +25,7 @@ def topic_table(rows: int, *, topics: int = 24, seed: int = 0) -> pa.Table:
         for i, t in enumerate(picks)
     ]
     positives = [
-        f"to {verbs[t % 8]} {nouns[t // 3 % 8]} {i}, ask the {nouns[(t + i) % 8]} keeper, code {i * 7}"
+        f"to {verbs[t % 8]} {nouns[t // 3 % 8]} {i}, call the {nouns[(t + i) % 8]} at {i * 7}"
         for i, t in enumerate(picks)
     ]
     return pa.table({"question": queries, "answer": positives})

@@ -203,7 +203,7 @@ def small_datasets(draw):
     return stored(query_ND), stored(positive_ND), group_N
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=40)
 @given(small_datasets(), st.integers(1, 35), st.sampled_from([30, 1 << 22]), st.integers(0, 9))
 def test_any_dataset_block_and_slack_equals_brute_force(dataset, width, cells, slack):
     query_ND, positive_ND, group_N = dataset
@@ -215,22 +215,24 @@ def test_any_dataset_block_and_slack_equals_brute_force(dataset, width, cells, s
 
 
 def test_the_block_size_changes_nothing(monkeypatch, searched):
-    query_ND, positive_ND = random_pairs(300, width=8, seed=5)
-    query_ND[100:200], positive_ND[100:200] = query_ND[:100], positive_ND[:100]
-    expected = rank(query_ND, positive_ND, group_N=alone(300), width=20)
-    for size in (1, 7, 128):
+    query_ND, positive_ND = random_pairs(120, width=8, seed=5)
+    query_ND[40:80], positive_ND[40:80] = query_ND[:40], positive_ND[:40]
+    expected = rank(query_ND, positive_ND, group_N=alone(120), width=20)
+    for size in (1, 7, 50):
         searched.clear()
         monkeypatch.setattr(neighbours, "_CELLS", size * 52)
-        assert_same(rank(query_ND, positive_ND, group_N=alone(300), width=20), expected)
+        assert_same(rank(query_ND, positive_ND, group_N=alone(120), width=20), expected)
         assert searched[0] == (size, 52)
-    assert len({tuple(row) for row in expected.score_NM}) > 150  # no table of one score
+    assert len({tuple(row) for row in expected.score_NM}) >= 80  # no table of one score
 
 
 def test_vectors_of_any_length_are_ranked_exactly(monkeypatch):
-    # Scores near 1e4 are off by more than 1e-5 in fp32: the margin has to grow with the vectors.
+    # Scores near 640,000 lie 0.01 apart, and fp32 may be off by 1: the margin of unit vectors,
+    # 1e-5, would take this search at its word.
     rng = np.random.default_rng(6)
-    query_ND = (100 + rng.integers(0, 2, (200, 64))).astype(np.float32)
-    positive_ND = (100 + rng.integers(0, 2, (200, 64))).astype(np.float32)
+    query_ND = np.full((200, 64), 100, np.float32)
+    positive_ND = query_ND.copy()
+    positive_ND[:, 0] += rng.permutation(200) * np.float32(2.0**-13)
 
     def noisy(query_BD, positive_ND, k, **_):
         exact = query_BD @ positive_ND.T
@@ -307,7 +309,7 @@ def test_progress_rises_to_all_rows(monkeypatch):
         query_ND,
         positive_ND,
         group_N=group_N,
-        width=10,
+        width=40,  # more than are left of 72 candidates: many rows need a second round
         progress=lambda done, total: told.append((done, total)),
     )
     done = [done for done, _ in told]

@@ -1,4 +1,4 @@
-"""SIGKILL in every stage, then the same command: it goes on, and the manifests are the same bytes."""
+"""SIGKILL in every stage, then the same command: it goes on to manifests of the same bytes."""
 
 import json
 import os

@@ -1,0 +1,299 @@
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from b3_core.batches import BatchPlan, plan_batches
+from b3_core.communities import Partition
+from b3_core.config import BatchSpec
+from b3_core.errors import InputError
+
+
+def partition_of(rows, k, seed=0):
+    label_N = np.empty(rows, np.int32)
+    label_N[np.random.default_rng(seed).permutation(rows)] = np.arange(rows) // k
+    return Partition(label_N, k=k, moved=0, objective=0.0)
+
+
+def plan_of(partitions, *, group_of=None, seed=0, **spec):
+    if group_of is None:
+        group_of = [np.arange(len(part.label_N), dtype=np.int32) for part in partitions]
+    return plan_batches(
+        partitions, group_of=group_of, spec=BatchSpec(**spec), rng=np.random.default_rng(seed)
+    )
+
+
+def left_of(plan, epoch, dataset=0):
+    return [row for e, d, row in plan.left_out.tolist() if (e, d) == (epoch, dataset)]
+
+
+@st.composite
+def cases(draw):
+    k = draw(st.integers(2, 6))
+    size = k * draw(st.integers(1, 4))
+    epochs = draw(st.integers(1, 5))
+    seed = draw(st.integers(0, 2**32))
+    rng = np.random.default_rng(seed)
+    sizes = [size + draw(st.integers(0, 4 * size)) for _ in range(draw(st.integers(1, 3)))]
+    return {
+        "partitions": [partition_of(rows, k, seed + i) for i, rows in enumerate(sizes)],
+        "group_of": [
+            rng.integers(0, draw(st.sampled_from([1, 5, rows, 10_000])), rows).astype(np.int32)
+            for rows in sizes
+        ],
+        "seed": seed,
+        "batch_size": size,
+        "epochs": epochs,
+        "random_epochs": draw(st.integers(0, epochs)),
+    }
+
+
+@given(case=cases())
+@settings(max_examples=150, deadline=None)
+def test_the_contract_holds_whatever_comes_in(case):
+    plan = plan_of(**case)
+    sizes = [len(part.label_N) for part in case["partitions"]]
+    plan.check(sizes)
+    assert [a.dtype.name for a in (plan.row_SB, plan.dataset_S, plan.epoch_S)] == [
+        "int32",
+        "int16",
+        "int16",
+    ]
+    assert plan.community_SB.dtype == plan.left_out.dtype == np.int32
+    assert plan.row_SB.shape == plan.community_SB.shape
+    assert plan.row_SB.shape[1] == case["batch_size"]
+    duplicates = 0
+    for epoch in range(case["epochs"]):
+        for dataset, rows in enumerate(sizes):
+            mine = (plan.epoch_S == epoch) & (plan.dataset_S == dataset)
+            left = left_of(plan, epoch, dataset)
+            assert sorted(plan.row_SB[mine].ravel().tolist() + left) == list(range(rows))
+            assert len(left) == rows % case["batch_size"]
+            assert not set(left) & set(left_of(plan, epoch - 1, dataset))
+            for batch, communities in zip(
+                plan.row_SB[mine].tolist(), plan.community_SB[mine].tolist(), strict=True
+            ):
+                groups = case["group_of"][dataset][batch].tolist()
+                duplicates += len(groups) - len(set(groups))
+                if epoch < case["random_epochs"]:
+                    assert set(communities) == {-1}
+                else:
+                    label_N = case["partitions"][dataset].label_N
+                    assert communities == label_N[batch].tolist()
+    assert plan.duplicates == duplicates
+
+
+@given(case=cases())
+@settings(max_examples=60, deadline=None)
+def test_mined_batches_are_whole_communities_but_one_an_epoch(case):
+    """Only the short community may fill up with rows of another one, which is then incomplete."""
+    plan = plan_of(**{**case, "random_epochs": 0})
+    for epoch in range(case["epochs"]):
+        for dataset, part in enumerate(case["partitions"]):
+            mine = (plan.epoch_S == epoch) & (plan.dataset_S == dataset)
+            sizes = Counter(plan.community_SB[mine].ravel().tolist())
+            broken = {c: size for c, size in sizes.items() if size != part.k}
+            remainder = len(part.label_N) % part.k
+            if broken:
+                assert sorted(broken.values()) == sorted([remainder, part.k - remainder])
+                assert max(part.label_N) in broken
+
+
+def test_a_remainder_and_the_rows_it_displaces_take_turns():
+    """Ten rows, k = batch = 4: two batches an epoch, two rows left out."""
+    part = partition_of(10, 4)
+    plan = plan_of([part], batch_size=4, epochs=4, random_epochs=0)
+    left = [left_of(plan, epoch) for epoch in range(4)]
+    short = np.flatnonzero(part.label_N == 2).tolist()
+    assert left[0] == short
+    assert left[2] == short
+    for epoch in (1, 3):
+        assert len(set(part.label_N[left[epoch]])) == 1
+        assert len(left[epoch]) == 2
+        assert not set(left[epoch]) & set(short)
+    assert plan.left_out[:3].tolist() == [[0, 0, short[0]], [0, 0, short[1]], [1, 0, left[1][0]]]
+
+
+def test_every_epoch_groups_its_communities_anew():
+    plan = plan_of([partition_of(64, 4)], batch_size=8, epochs=3, random_epochs=0)
+    together = [
+        {frozenset(batch) for batch in plan.community_SB[plan.epoch_S == epoch].tolist()}
+        for epoch in range(3)
+    ]
+    assert together[0] != together[1] != together[2] != together[0]
+
+
+def test_batches_of_datasets_are_shuffled_together():
+    sizes = [256, 128]
+    plan = plan_of([partition_of(rows, 4) for rows in sizes], batch_size=8, epochs=2)
+    first = plan.dataset_S[plan.epoch_S == 0]
+    assert np.bincount(first).tolist() == [32, 16]
+    assert (np.diff(first) != 0).sum() > 10
+    plan.check(sizes)
+    with pytest.raises(ValueError, match="dataset"):
+        plan.check(sizes[:1])
+
+
+def test_seeds():
+    one, same, other = (
+        plan_of([partition_of(60, 4)], batch_size=8, epochs=2, seed=seed) for seed in (0, 0, 1)
+    )
+    for field in dataclasses.fields(BatchPlan):
+        a, b = getattr(one, field.name), getattr(same, field.name)
+        assert np.array_equal(a, b), field.name
+    assert (one.row_SB != other.row_SB).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_are_kept_apart_where_there_is_room(seed):
+    """Four rows a group, a row of it in each of four communities: 16 batches have room."""
+    label_N = np.arange(512, dtype=np.int32) % 64
+    group_N = np.random.default_rng(seed).permutation(512).astype(np.int32)
+    group_N[np.argsort(label_N, kind="stable")] = np.arange(512) % 128
+    part = Partition(label_N, k=8, moved=0, objective=0.0)
+    plan = plan_of([part], group_of=[group_N], seed=seed, batch_size=32, random_epochs=0)
+    assert plan.duplicates == 0
+
+
+def test_two_batches_that_must_exchange_do():
+    """Communities 0 and 1 share a group, 2 and 3 another: one of each makes a batch."""
+    part = Partition(np.repeat(np.arange(4), 2).astype(np.int32), k=2, moved=0, objective=0.0)
+    group_N = np.array([0, 1, 0, 2, 5, 6, 5, 7], np.int32)
+    for seed in range(20):
+        plan = plan_of([part], group_of=[group_N], seed=seed, batch_size=4, random_epochs=0)
+        assert plan.duplicates == 0
+
+
+@pytest.mark.parametrize(("groups", "expected"), [(64, 0), (8, 0), (4, 4 * 8), (1, 64 - 8)])
+def test_random_batches_have_the_fewest_duplicates_there_can_be(groups, expected):
+    """64 rows in 8 batches: a group of s rows has to repeat itself s - 8 times, if that is > 0."""
+    group_N = (np.arange(64) % groups).astype(np.int32)
+    plan = plan_of(
+        [partition_of(64, 4)], group_of=[group_N], batch_size=8, epochs=1, random_epochs=1
+    )
+    assert plan.duplicates == expected
+
+
+def test_random_epochs_mix_communities():
+    part = partition_of(400, 8)
+    plan = plan_of([part], batch_size=16, epochs=1, random_epochs=1)
+    different = [len(set(part.label_N[batch])) for batch in plan.row_SB]
+    assert np.mean(different) > 10  # two, if communities were kept
+
+
+def test_many_rows_take_no_python_loop_each():
+    part = partition_of(200_000, 32)
+    plan = plan_of([part], batch_size=256, epochs=2)
+    plan.check([200_000])
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "size", "message"),
+    [(7, 4, 8, "7 rows; expected at least"), (9, 3, 8, "is 8; expected a multiple")],
+)
+def test_what_cannot_be_batched_is_refused(rows, k, size, message):
+    with pytest.raises(InputError, match=message):
+        plan_of([partition_of(rows, k)], batch_size=size)
+
+
+def test_groups_must_belong_to_the_partitions():
+    part = partition_of(8, 4)
+    with pytest.raises(ValueError, match="groups of 7"):
+        plan_of([part], group_of=[np.zeros(7, np.int32)], batch_size=4)
+    with pytest.raises(ValueError, match="groups of 0 datasets"):
+        plan_of([part], group_of=[], batch_size=4)
+
+
+SOUND = plan_of([partition_of(22, 2)], batch_size=4, epochs=3, random_epochs=1)
+
+
+def changed(**arrays):
+    """Return the sound plan with single values changed: name -> {index: value}."""
+    copies = {}
+    for name, values in arrays.items():
+        copies[name] = getattr(SOUND, name).copy()
+        for index, value in values.items():
+            copies[name][index] = value
+    return dataclasses.replace(SOUND, **copies)
+
+
+def test_check_accepts_the_plan_that_the_faults_are_put_into():
+    SOUND.check([22])
+    assert (SOUND.epoch_S == 1).sum() == 5
+    assert SOUND.left_out.tolist()[2][:2] == [1, 0]
+
+
+def first_of(epoch):
+    return int(np.flatnonzero(SOUND.epoch_S == epoch)[0])
+
+
+FAULTS = {
+    "a row twice": (
+        {"row_SB": {(0, 1): int(SOUND.row_SB[0, 0])}},
+        r"epoch 0, dataset 0: row \d+ is there [02] times",
+    ),
+    "a row that is not there": ({"row_SB": {(0, 0): 22}}, "a row is none of 22"),
+    "a negative row": ({"row_SB": {(0, 0): -1}}, "a row is none of 22"),
+    "an epoch out of order": ({"epoch_S": {0: 1}}, "epochs are not"),
+    "an epoch that is missing": ({"epoch_S": {SOUND.epoch_S == 2: 3}}, "epochs are not"),
+    "a dataset that is not there": ({"dataset_S": {0: 1}}, "a batch is of none of the 1 datasets"),
+    "left out of no dataset": ({"left_out": {(0, 1): 1}}, "left_out is of none of the 1 datasets"),
+    "left out of no epoch": ({"left_out": {(-1, 0): 3}}, "left_out is of none of the 3 epochs"),
+    "a row both left out and there": (
+        {"left_out": {(0, 2): int(SOUND.row_SB[0, 0])}},
+        r"row \d+ is there [02] times",
+    ),
+    "a community in two places": (
+        {"community_SB": {(first_of(1), 0): int(SOUND.community_SB[first_of(1), 3])}},
+        r"epoch 1, dataset 0: community \d+ is in several places",
+    ),
+    "a community in two batches": (
+        {"community_SB": {first_of(2): SOUND.community_SB[first_of(2) + 1]}},
+        r"epoch 2, dataset 0: community \d+ is in several places",
+    ),
+    "a random batch in a mined epoch": (
+        {"community_SB": {first_of(1): -1}},
+        "epoch 1 is neither random nor made of communities",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_names_the_fault(fault):
+    arrays, message = FAULTS[fault]
+    with pytest.raises(ValueError, match=message):
+        changed(**arrays).check([22])
+
+
+def test_check_refuses_rows_left_out_twice_in_a_row():
+    row_SB, left = SOUND.row_SB.copy(), SOUND.left_out.copy()
+    before, row = left[0, 2], left[2, 2]
+    row_SB[(row_SB == before) & (SOUND.epoch_S == 1)[:, None]] = row
+    left[2, 2] = before
+    with pytest.raises(ValueError, match=f"epoch 1, dataset 0: row {before} is left out twice"):
+        dataclasses.replace(SOUND, row_SB=row_SB, left_out=left).check([22])
+
+
+def test_check_refuses_to_leave_out_a_whole_batch():
+    dropped = first_of(1)
+    keep = np.arange(len(SOUND.row_SB)) != dropped
+    left = [*SOUND.left_out.tolist(), *([1, 0, row] for row in SOUND.row_SB[dropped].tolist())]
+    plan = BatchPlan(
+        SOUND.row_SB[keep],
+        SOUND.dataset_S[keep],
+        SOUND.epoch_S[keep],
+        SOUND.community_SB[keep],
+        np.array(left, np.int32),
+    )
+    with pytest.raises(ValueError, match="epoch 1, dataset 0: 6 rows left out would fill a batch"):
+        plan.check([22])
+
+
+def test_arrays_of_different_batches_are_refused():
+    with pytest.raises(ValueError, match="same batches"):
+        dataclasses.replace(SOUND, epoch_S=SOUND.epoch_S[1:])
+    with pytest.raises(ValueError, match="left_out"):
+        dataclasses.replace(SOUND, left_out=SOUND.left_out[:, :2])

@@ -1,0 +1,219 @@
+import random
+import sys
+from typing import get_args
+
+import igraph
+import numpy as np
+import pytest
+from scipy.sparse import coo_array
+
+from b3_core.artifacts import Address
+from b3_core.communities import (
+    PARTITIONERS,
+    Partition,
+    community_sizes,
+    find_communities,
+)
+from b3_core.config import MiningSpec
+from b3_core.errors import InputError
+from b3_core.graph import CsrGraph
+from b3_core.store import ArtifactStore
+
+LEIDEN = ["leiden", "leidenalg"]
+
+
+def graph_of(rows, edges):
+    """Build a graph from (row, row, weight)."""
+    i, j, weight = (np.array(column) for column in zip(*edges, strict=True)) if edges else [[]] * 3
+    half = coo_array((np.asarray(weight, float), (i, j)), shape=(rows, rows))
+    return CsrGraph.of(half + half.T)
+
+
+def clique(rows):
+    return [(i, j, 1.0) for i in rows for j in rows if i < j]
+
+
+def random_graph(seed, rows=300, edges=900):
+    rng = np.random.default_rng(seed)
+    pairs = {tuple(sorted(pair)) for pair in rng.integers(0, rows, (edges, 2)).tolist()}
+    return graph_of(rows, [(i, j, float(rng.integers(1, 4))) for i, j in sorted(pairs) if i < j])
+
+
+def cpm(label_N, graph, resolution):
+    """Sum inner weight less resolution * pairs, over communities, one pair after the other."""
+    weight_NN = graph.to_scipy().toarray()
+    rows = range(len(label_N))
+    return sum(
+        weight_NN[i, j] - resolution
+        for i in rows
+        for j in rows
+        if i < j and label_N[i] == label_N[j]
+    )
+
+
+TWO_CLIQUES = graph_of(10, [*clique(range(5)), *clique(range(5, 10)), (4, 5, 1.0)])
+
+
+@pytest.mark.parametrize("name", ["leiden", "leidenalg", "metis"])
+@pytest.mark.parametrize("seed", range(3))
+def test_two_cliques_that_touch_are_two_communities(name, seed):
+    spec = MiningSpec(k=5, partitioner=name, resolution=0.3)
+    label_N = find_communities(TWO_CLIQUES, spec, rng=np.random.default_rng(seed))
+    assert len(set(label_N[:5])) == len(set(label_N[5:])) == 1
+    assert label_N[0] != label_N[5]
+
+
+@pytest.mark.parametrize("name", LEIDEN)
+def test_weights_stay_with_their_edges(name):
+    graph = graph_of(5, [(0, 1, 0.01), (1, 2, 9.0), (2, 3, 0.01), (3, 4, 9.0)])
+    spec = MiningSpec(partitioner=name, resolution=0.5)
+    label_N = find_communities(graph, spec, rng=np.random.default_rng(0))
+    assert label_N[1] == label_N[2]
+    assert label_N[3] == label_N[4]
+    assert len(set(label_N)) == 3
+
+
+def test_both_leidens_reach_the_same_quality():
+    graph = random_graph(0)
+    ours, theirs = (
+        cpm(
+            find_communities(
+                graph, MiningSpec(partitioner=name, resolution=0.1), rng=np.random.default_rng(1)
+            ),
+            graph,
+            0.1,
+        )
+        for name in LEIDEN
+    )
+    assert ours > 100  # singletons have 0
+    assert ours == pytest.approx(theirs, rel=0.05)
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_labels_are_compact_and_follow_the_seed(name):
+    graph, spec = random_graph(1), MiningSpec(k=8, partitioner=name, resolution=0.2)
+    one, same, other = (
+        find_communities(graph, spec, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)
+    )
+    assert one.dtype == np.int32
+    assert np.unique(one).tolist() == list(range(one.max() + 1))
+    assert (one == same).all()
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_rows_without_any_edge_get_labels_too(name, rows):
+    graph = CsrGraph.of(coo_array((rows, rows)))
+    label_N = find_communities(
+        graph, MiningSpec(k=4, partitioner=name), rng=np.random.default_rng(0)
+    )
+    assert label_N.shape == (rows,)
+
+
+def test_metis_makes_n_over_k_parts_of_nearly_k_rows():
+    graph = random_graph(2)
+    label_N = find_communities(
+        graph, MiningSpec(k=32, partitioner="metis"), rng=np.random.default_rng(0)
+    )
+    sizes = np.bincount(label_N)
+    assert len(sizes) == 300 // 32
+    assert sizes.max() <= np.ceil(1.03 * 300 / 9)
+
+
+def test_random_cuts_every_k_rows():
+    spec = MiningSpec(k=4, partitioner="random")
+    label_N = find_communities(TWO_CLIQUES, spec, rng=np.random.default_rng(0))
+    assert np.bincount(label_N).tolist() == [4, 4, 2]
+    assert label_N.tolist() != sorted(label_N)
+
+
+def test_every_partitioner_of_the_configuration_is_there():
+    names = get_args(MiningSpec.model_fields["partitioner"].annotation)
+    assert set(names) == set(PARTITIONERS)
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_generators_of_others_are_left_alone(name):
+    random.seed(5)
+    python, legacy = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    find_communities(random_graph(3), MiningSpec(partitioner=name), rng=np.random.default_rng(0))
+    assert random.getstate() == python
+    assert np.random.get_state()[1].tolist() == legacy  # noqa: NPY002
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_igraph_draws_from_pythons_generator_again(fails, monkeypatch):
+    if fails:
+        monkeypatch.setattr(igraph.Graph, "community_leiden", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            find_communities(TWO_CLIQUES, MiningSpec(), rng=np.random.default_rng(0))
+    else:
+        find_communities(TWO_CLIQUES, MiningSpec(), rng=np.random.default_rng(0))
+
+    def draw():
+        random.seed(7)
+        return igraph.Graph.Erdos_Renyi(n=30, m=60).get_edgelist()
+
+    assert draw() == draw()
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("leiden", "igraph"), ("leidenalg", "leidenalg"), ("metis", "pymetis")]
+)
+def test_a_package_that_is_missing_is_named(name, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"pip install {package}"):
+        find_communities(TWO_CLIQUES, MiningSpec(partitioner=name), rng=np.random.default_rng(0))
+
+
+def test_a_partitioner_that_forgets_rows_is_found_out(monkeypatch):
+    monkeypatch.setitem(PARTITIONERS, "metis", lambda graph, spec, *, rng: [0, 1])
+    with pytest.raises(ValueError, match="metis labelled"):
+        find_communities(TWO_CLIQUES, MiningSpec(partitioner="metis"), rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "sizes"), [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (3, 4, [3]), (0, 4, [])]
+)
+def test_sizes_are_k_and_a_remainder(rows, k, sizes):
+    assert community_sizes(rows, k).tolist() == sizes
+
+
+@pytest.mark.parametrize(
+    ("labels", "k", "fault"),
+    [
+        ([0, 0, 1], 2, None),
+        ([1, 0, 0], 2, None),
+        ([0], 2, None),
+        ([0, 1, 1], 2, "community 0 has 1 rows, expected 2"),
+        ([0, 0, 0, 1], 2, "community 0 has 3 rows, expected 2"),
+        ([0, 0, 2], 2, "3 communities, expected 2"),
+        ([0, 0, 0], 2, "1 communities, expected 2"),
+        ([-1, 0, 0], 2, "label -1 is negative"),
+        ([], 2, "shape"),
+    ],
+)
+def test_a_partition_is_exact_or_refused(labels, k, fault):
+    label_N = np.array(labels, np.int32)
+    if fault is None:
+        Partition(label_N, k=k, moved=0, objective=0.0)
+    else:
+        with pytest.raises(ValueError, match=fault):
+            Partition(label_N, k=k, moved=0, objective=0.0)
+
+
+def test_a_partition_of_other_integers_is_refused():
+    with pytest.raises(ValueError, match="int64"):
+        Partition(np.array([0, 0], np.int64), k=2, moved=0, objective=0.0)
+
+
+def test_a_partition_is_read_back_as_it_was_saved(tmp_path):
+    store, address = ArtifactStore(str(tmp_path)), Address("data", "communities", "f00d")
+    saved = Partition(np.array([1, 0, 0], np.int32), k=2, moved=1, objective=1 / 3)
+    with store.draft(address, lineage={}, settings={}) as draft:
+        saved.save(draft)
+    loaded = Partition.load(store.get(address))
+    assert loaded.label_N.tolist() == [1, 0, 0]
+    assert loaded.label_N.dtype == np.int32
+    assert (loaded.k, loaded.moved, loaded.objective) == (2, 1, 1 / 3)

@@ -1,0 +1,181 @@
+"""Ranks by hand, by a slow twin, and by sentence-transformers' evaluator."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from b3_core.artifacts import Address
+from b3_core.errors import InputError
+from b3_core.evaluate.retrieval import EvalReport, rank_of_positive, retrieval_metrics
+from b3_core.store import ArtifactStore
+
+
+def f32(rows) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+def groups(*values) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+# One query along x; corpus scores are the x coordinates.
+QUERY = f32([[1, 0]])
+
+
+def rank(scores, *, group_C, group=0, **settings) -> int:
+    corpus_CD = f32([[score, 9] for score in scores])
+    return rank_of_positive(
+        QUERY, corpus_CD, group_Q=groups(group), group_C=groups(*group_C), **settings
+    ).item()
+
+
+def test_rank_counts_better_competitors():
+    assert rank([0.9, 0.5, 0.7, 0.1], group_C=[0, 1, 2, 3]) == 1
+    assert rank([0.5, 0.9, 0.7, 0.1], group_C=[0, 1, 2, 3]) == 3
+    assert rank([0.1, 0.9, 0.7, 0.5], group_C=[0, 1, 2, 3]) == 4
+
+
+def test_the_best_positive_counts_and_the_others_do_not_compete():
+    # The group's entries are at 0, 2 and 3; of the others only 0.8 beats its best, 0.6.
+    assert rank([0.1, 0.8, 0.6, 0.5, 0.2], group_C=[0, 1, 0, 0, 2]) == 2
+    assert rank([0.9, 0.8, 0.7, 0.6], group_C=[0, 0, 0, 1]) == 1
+
+
+def test_an_equal_competitor_is_ahead_only_if_earlier():
+    assert rank([0.5, 0.5, 0.5], group_C=[0, 1, 2]) == 1
+    assert rank([0.5, 0.5, 0.5], group_C=[1, 0, 2]) == 2
+    assert rank([0.5, 0.5, 0.5], group_C=[1, 2, 0]) == 3
+    # Two equal positives: the earlier one stands for the group.
+    assert rank([0.5, 0.5, 0.5, 0.5], group_C=[1, 0, 2, 0]) == 2
+
+
+def slow_rank(query_QD, corpus_CD, group_Q, group_C) -> list[int]:
+    """Sort the whole row, drop the group's lesser entries, look the first one up."""
+    ranks = []
+    for query_D, group in zip(query_QD, group_Q, strict=True):
+        order = np.argsort(-(corpus_CD @ query_D), kind="stable")
+        own = group_C[order] == group
+        first = int(np.flatnonzero(own)[0])
+        ranks.append(1 + int(np.count_nonzero(~own[:first])))
+    return ranks
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40))
+def test_slow_twin(seed, block):
+    rng = np.random.default_rng(seed)
+    queries, corpus, width = rng.integers(1, 9), rng.integers(1, 30), rng.integers(1, 4)
+    # Small whole numbers: products are exact, so equal scores are equal, and there are many.
+    query_QD = rng.integers(-2, 3, (queries, width)).astype(np.float32)
+    corpus_CD = rng.integers(-2, 3, (corpus, width)).astype(np.float32)
+    group_C = rng.integers(0, 6, corpus).astype(np.int32)
+    group_Q = rng.choice(group_C, queries)
+    fast = rank_of_positive(query_QD, corpus_CD, group_Q=group_Q, group_C=group_C, block=block)
+    assert fast.dtype == np.int64
+    assert fast.tolist() == slow_rank(query_QD, corpus_CD, group_Q, group_C)
+
+
+def test_the_inputs_are_left_as_they_were():
+    corpus_CD, query_QD = f32([[1, 0], [0, 1]]), f32([[0, 1]])
+    rank_of_positive(query_QD, corpus_CD, group_Q=groups(1), group_C=groups(0, 1))
+    assert corpus_CD.tolist() == [[1, 0], [0, 1]]
+    assert query_QD.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_is_named(bad):
+    good, broken = f32([[1, 0], [0, 1]]), f32([[1, 0], [bad, 1]])
+    pair = {"group_Q": groups(0, 1), "group_C": groups(0, 1)}
+    with pytest.raises(InputError, match="the vector of query 1 is not finite"):
+        rank_of_positive(broken, good, **pair)
+    with pytest.raises(InputError, match="the vector of corpus entry 1 is not finite"):
+        rank_of_positive(good, broken, **pair)
+
+
+def test_a_query_without_a_positive_is_named():
+    with pytest.raises(InputError, match=r"query 0 has no positive .*expected an entry of group 7"):
+        rank([0.5, 0.4], group_C=[1, 2], group=7)
+
+
+def test_metrics_by_hand():
+    metrics = retrieval_metrics(np.array([1, 2, 5, 10, 20]))
+    assert metrics == pytest.approx(
+        {
+            "hit@1": 1 / 5,
+            "hit@5": 3 / 5,
+            "hit@10": 4 / 5,
+            "mrr": (1 + 1 / 2 + 1 / 5 + 1 / 10 + 1 / 20) / 5,
+            "ndcg@10": (1 + 1 / math.log2(3) + 1 / math.log2(6) + 1 / math.log2(11) + 0) / 5,
+        }
+    )
+    with pytest.raises(ValueError, match="no ranks"):
+        retrieval_metrics(np.array([], np.int64))
+
+
+def test_metrics_agree_with_sentence_transformers():
+    from sentence_transformers.sentence_transformer.evaluation import (  # noqa: PLC0415
+        InformationRetrievalEvaluator,
+    )
+
+    from b3_core.packaged import static_teacher  # noqa: PLC0415
+
+    topics = ["a list", "an array", "the file", "a socket", "the clock", "a matrix", "text"]
+    queries = [f"{verb} {topic}" for verb in ("sort", "open", "read") for topic in topics]
+    corpus = [f"function that may {query} and then return" for query in reversed(queries)]
+    corpus += [f"close {topic} or delete it" for topic in topics]
+    group_C = np.array([*reversed(range(21)), *range(21, 28)], np.int32)
+    model = static_teacher()
+    rank_Q = rank_of_positive(
+        model.encode(queries, normalize_embeddings=True),
+        model.encode(corpus, normalize_embeddings=True),
+        group_Q=np.arange(21, dtype=np.int32),
+        group_C=group_C,
+    )
+    assert len(set(rank_Q.tolist())) > 3  # an all-first case would agree with anything
+    evaluator = InformationRetrievalEvaluator(
+        queries={f"q{i}": text for i, text in enumerate(queries)},
+        corpus={f"c{i}": text for i, text in enumerate(corpus)},
+        relevant_docs={f"q{i}": {f"c{20 - i}"} for i in range(21)},
+        mrr_at_k=[len(corpus)],
+        ndcg_at_k=[10],
+        accuracy_at_k=[1, 5, 10],
+        precision_recall_at_k=[1],
+        map_at_k=[1],
+        write_csv=False,
+    )
+    theirs = evaluator(model)
+    ours = retrieval_metrics(rank_Q)
+    for name, their_name in {
+        "hit@1": "cosine_accuracy@1",
+        "hit@5": "cosine_accuracy@5",
+        "hit@10": "cosine_accuracy@10",
+        "mrr": f"cosine_mrr@{len(corpus)}",
+        "ndcg@10": "cosine_ndcg@10",
+    }.items():
+        assert ours[name] == pytest.approx(theirs[their_name]), name
+
+
+class TestEvalReport:
+    def test_saved_and_loaded(self, tmp_path):
+        report = EvalReport("faq", np.array([1, 4, 2]), 9, {"student": "abc"})
+        store = ArtifactStore(str(tmp_path))
+        address = Address.of("d", "evaluation", version=1, settings={}, inputs={})
+        with store.draft(address, lineage={}, settings={}) as draft:
+            report.save(draft, report.task)
+        artifact = store.get(address)
+        assert sorted(artifact.files) == ["faq/ranks.npy", "faq/report.json"]
+        loaded = EvalReport.load(artifact, "faq")
+        assert loaded.rank_Q.tolist() == [1, 4, 2]
+        assert (loaded.task, loaded.corpus, loaded.fingerprints) == ("faq", 9, {"student": "abc"})
+        assert loaded.metrics == report.metrics
+        head = json.loads(artifact.path("faq/report.json").read_bytes())
+        assert (head["queries"], head["corpus"]) == (3, 9)
+        assert head["metrics"]["hit@1"] == pytest.approx(1 / 3)
+
+    @pytest.mark.parametrize("ranks", [[], [0], [10]])
+    def test_ranks_that_are_none(self, ranks):
+        with pytest.raises(ValueError, match="are not ranks among 9 entries"):
+            EvalReport("faq", np.array(ranks, np.int64), 9, {})

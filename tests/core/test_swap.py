@@ -1,0 +1,196 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from b3_core.graph import CsrGraph
+from b3_core.progress import silent
+from b3_core.swap import FEW, TOLERANCE, Net, Seats, refine, sweep
+
+
+def symmetric(rng, rows, *, density, values=(1.0, 2.0, 3.0)):
+    upper_NN = np.triu(rng.choice(values, (rows, rows)), 1)
+    upper_NN *= rng.random((rows, rows)) < density
+    return upper_NN + upper_NN.T
+
+
+class Case:
+    """A random graph with whole weights, so that every sum is exact; w as a full matrix."""
+
+    def __init__(self, seed, *, rows, k, density, groups, repulsion):
+        rng = np.random.default_rng(seed)
+        attract_NN, repel_NN = (symmetric(rng, rows, density=density) for _ in range(2))
+        group_N = rng.integers(0, groups, rows).astype(np.int32)
+        graphs = [CsrGraph.of(csr_array(weight)) for weight in (attract_NN, repel_NN)]
+        self.net = Net.of(*graphs, group_N=group_N, repulsion=repulsion)
+        self.w_NN = attract_NN - repulsion * repel_NN
+        same_NN = group_N[:, None] == group_N
+        self.w_NN = self.w_NN - self.net.penalty * (same_NN & ~np.eye(rows, dtype=bool))
+        self.edge_NN = attract_NN - repulsion * repel_NN
+        self.present_NN = self.edge_NN != 0
+        self.label_N = (rng.permutation(rows) // k).astype(np.int32)
+        self.group_N = group_N
+        self.rng = rng
+
+    def objective(self, label_N):
+        same_NN = label_N[:, None] == label_N
+        return float(self.w_NN[same_NN].sum()) / 2
+
+
+def tie(case, label_N, row, community):
+    """w(row, community), by definition."""
+    return sum(
+        case.w_NN[row, other] for other in np.flatnonzero(label_N == community) if other != row
+    )
+
+
+def slow_options(case, seats, row):
+    """The few other communities with the strongest positive ties, then the spare ones."""
+    own, communities = seats.label[row], len(seats.member)
+    tie_C = dict.fromkeys(seats.label[np.flatnonzero(case.present_NN[row])].tolist(), 0.0)
+    for other in np.flatnonzero(case.present_NN[row]):
+        tie_C[int(seats.label[other])] += case.edge_NN[row, other]
+    outer = [c for c in tie_C if c != own and tie_C[c] > 0]
+    options = sorted(outer, key=lambda c: -tie_C[c])[:FEW]  # stable: first met, first tried
+    if tie(case, seats.label, row, own) < 0:
+        spares = [(int(seats.spare[row]) + step) % communities for step in range(FEW)]
+        options += [c for c in spares[: min(FEW, communities)] if c != own]
+    return options
+
+
+def slow_sweep(case, seats, order_C):
+    """What ``sweep`` does, each gain the difference of two whole objectives."""
+    swaps, gained = 0, 0.0
+    for a in order_C:
+        for place in range(seats.member.shape[1]):
+            i = seats.member[a, place]
+            if i < 0:
+                break
+            best_j, best_gain = -1, TOLERANCE
+            before = case.objective(seats.label)
+            for b in slow_options(case, seats, i):
+                for j in seats.member[b][seats.member[b] >= 0]:
+                    label_N = seats.label.copy()
+                    label_N[[i, j]] = b, a
+                    gain = case.objective(label_N) - before
+                    if gain > best_gain:
+                        best_j, best_gain = j, gain
+            if best_j >= 0:
+                b, spot = seats.label[best_j], seats.place[best_j]
+                seats.label[[i, best_j]] = b, a
+                seats.place[[i, best_j]] = spot, place
+                seats.member[a, place], seats.member[b, spot] = best_j, i
+                swaps, gained = swaps + 1, gained + best_gain
+    return swaps, gained
+
+
+@st.composite
+def cases(draw):
+    rows = draw(st.integers(2, 26))
+    return Case(
+        draw(st.integers(0, 2**32)),
+        rows=rows,
+        k=draw(st.integers(2, 7)),
+        density=draw(st.sampled_from([0.0, 0.1, 0.3, 0.9])),
+        groups=draw(st.sampled_from([3, rows, 10_000])),
+        repulsion=draw(st.sampled_from([0.0, 0.5, 2.0])),
+    )
+
+
+@given(case=cases())
+@settings(max_examples=60, deadline=None)
+def test_the_kernel_swaps_exactly_as_its_slow_twin(case):
+    fast, slow = Seats.of(case.label_N, case.net), Seats.of(case.label_N, case.net)
+    communities = len(fast.member)
+    for _ in range(3):
+        order_C = case.rng.permutation(communities)
+        fast.spare[:] = slow.spare[:] = case.rng.integers(communities, size=len(case.label_N))
+        swaps, gained = sweep(case.net, fast, order_C)
+        assert (swaps, gained) == pytest.approx(slow_sweep(case, slow, order_C))
+        assert (fast.label == slow.label).all()
+        assert (fast.member == slow.member).all()
+
+
+@given(case=cases())
+@settings(max_examples=100, deadline=None)
+def test_gains_add_up_to_the_difference_of_the_objective(case):
+    seats = Seats.of(case.label_N, case.net)
+    communities = len(seats.member)
+    for _ in range(4):
+        before, sizes = case.objective(seats.label), np.bincount(seats.label)
+        seats.spare[:] = case.rng.integers(communities, size=len(case.label_N))
+        swaps, gained = sweep(case.net, seats, case.rng.permutation(communities))
+        assert case.objective(seats.label) - before == pytest.approx(gained)
+        assert gained >= swaps * TOLERANCE
+        assert (np.bincount(seats.label) == sizes).all()
+        for row, community in enumerate(seats.label):
+            assert seats.member[community, seats.place[row]] == row
+            assert seats.own[row] == pytest.approx(tie(case, seats.label, row, community))
+
+
+def test_the_twins_meet_cases_in_which_something_is_swapped():
+    swaps = []
+    for seed in range(10):
+        case = Case(seed, rows=24, k=4, density=0.3, groups=12, repulsion=0.5)
+        seats = Seats.of(case.label_N, case.net)
+        swaps.append(sweep(case.net, seats, np.arange(6))[0])
+    assert min(swaps) >= 3
+
+
+def test_one_swap_worked_by_hand():
+    """Communities {0, 1} and {2, 3}; edges 0-2 of 5, 0-1 of 1, 2-3 of 1.
+
+    Exchanging 1 and 2: gain = w(1, B) - w(1, A) + w(2, A) - w(2, B) - 2 w(1, 2)
+                             = 0 - 1 + 5 - 1 - 0 = 3, and so it is for 0 and 3.
+    """
+    weight_NN = np.zeros((4, 4))
+    for i, j, weight in ((0, 2, 5.0), (0, 1, 1.0), (2, 3, 1.0)):
+        weight_NN[i, j] = weight_NN[j, i] = weight
+    net = Net.of(
+        CsrGraph.of(csr_array(weight_NN)),
+        None,
+        group_N=np.arange(4, dtype=np.int32),
+        repulsion=0.0,
+    )
+    assert net.penalty == 1 + 2 * 6
+    seats = Seats.of(np.array([0, 0, 1, 1], np.int32), net)
+    assert seats.own.tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert sweep(net, seats, np.array([0, 1])) == (1, 3.0)
+    assert seats.label[0] == seats.label[2] != seats.label[1] == seats.label[3]
+
+
+@given(case=cases())
+@settings(max_examples=40, deadline=None)
+def test_refining_ends_where_no_option_gains_or_rounds_are_out(case):
+    start_N = case.label_N.copy()
+    refined_N = refine(case.label_N, case.net, rounds=50, rng=case.rng, progress=silent)
+    assert (case.label_N == start_N).all()
+    before, after = case.objective(start_N), case.objective(refined_N)
+    assert after >= before - 1e-9
+    kin_before, kin_after = (
+        sum(
+            case.group_N[i] == case.group_N[j] and label_N[i] == label_N[j]
+            for i, j in itertools.combinations(range(len(label_N)), 2)
+        )
+        for label_N in (start_N, refined_N)
+    )
+    assert kin_after <= kin_before
+    seats = Seats.of(refined_N, case.net)
+    if (seats.own >= 0).all():  # no spare communities are drawn then: nothing is left to chance
+        assert slow_sweep(case, seats, np.arange(len(seats.member)))[0] == 0
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_single_community_has_nothing_to_swap_with(rows):
+    net = Net.of(
+        CsrGraph.of(csr_array((rows, rows))),
+        None,
+        group_N=np.zeros(rows, np.int32),
+        repulsion=0.0,
+    )
+    label_N = np.zeros(rows, np.int32)
+    refined_N = refine(label_N, net, rounds=3, rng=np.random.default_rng(0), progress=silent)
+    assert (refined_N == 0).all()

@@ -1,0 +1,32 @@
+import logging
+import os
+import sys
+
+import pytest
+
+from flows import embedded
+from flows.cli import main
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """One embedded Prefect server for the commands that run inside the test process."""
+    os.environ.setdefault("PREFECT_HOME", str(tmp_path_factory.getbasetemp() / "prefect-inside"))
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    embedded.prepare(verbose=True)
+    embedded.serve()
+
+
+@pytest.fixture
+def command(served, monkeypatch, capfd):
+    """Return a function that runs ``b3`` in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["b3", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        logging.disable(logging.NOTSET)
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run

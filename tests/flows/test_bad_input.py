@@ -1,0 +1,107 @@
+"""Bad input is one line naming value, expectation and remedy; exit code 2; nothing published."""
+
+import os
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from b3_core.errors import InputError
+from b3_core.teacher import Embeddings
+from tests.conftest import topic_table
+
+
+def refused(command, tmp_path, config, *patterns):
+    code, out, err = command("mine", config)
+    assert code == 2, (out, err)
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("b3: ")]
+    assert len(lines) == 1 and err.strip().splitlines()[-1] == lines[0], err
+    for pattern in patterns:
+        assert re.search(pattern, lines[0]), lines[0]
+    published = list((tmp_path / "store").glob("*/*/*/record.json"))
+    assert not [file for file in published if file.parts[-3] not in ("pairs", "shard")]
+
+
+def faq(uri, **changed):
+    return [{"name": "faq", "uri": str(uri), "query": "question", "positive": "answer"} | changed]
+
+
+def test_a_missing_file(command, tmp_path, write_config):
+    config = write_config(datasets=faq(tmp_path / "nowhere.parquet"))
+    refused(command, tmp_path, config, r"nowhere\.parquet", "expected", "check the path")
+
+
+def test_a_missing_column(command, tmp_path, write_config, dataset):
+    config = write_config(datasets=faq(dataset, query="qeustion"))
+    refused(command, tmp_path, config, "qeustion", "question, answer", "did you mean 'question'")
+
+
+@pytest.mark.parametrize("value", [None, "", "  \n"])
+def test_null_or_empty_text(command, tmp_path, write_config, value):
+    table = topic_table(100).to_pydict()
+    table["answer"][41] = value
+    file = tmp_path / "holes.parquet"
+    pq.write_table(pa.table(table), file)
+    config = write_config(datasets=faq(file))
+    refused(command, tmp_path, config, "'answer'", "row 41", "expected", "fill or remove")
+
+
+def test_fewer_rows_than_a_community(command, tmp_path, write_config):
+    file = tmp_path / "few.parquet"
+    pq.write_table(topic_table(20), file)
+    config = write_config(datasets=faq(file), mining={"k": 32, "p": 2, "m": 10})
+    refused(command, tmp_path, config, "19 training rows", "at least 32", "smaller")
+
+
+def test_all_rows_one_group(command, tmp_path, write_config):
+    table = topic_table(100).to_pydict() | {"answer": ["the same answer"] * 100}
+    file = tmp_path / "same.parquet"
+    pq.write_table(pa.table(table), file)
+    config = write_config(datasets=faq(file))
+    refused(command, tmp_path, config, "same positive or group", "expected", "check")
+
+
+def test_an_unknown_key(command, tmp_path, write_config):
+    config = write_config(minning={"k": 8})
+    refused(command, tmp_path, config, "minning", "did you mean 'mining'")
+
+
+def test_a_teacher_that_does_not_exist(command, tmp_path, write_config):
+    config = write_config(teacher="no-such-model")
+    refused(command, tmp_path, config, "no-such-model", "'static', 'minilm', a folder")
+
+
+def test_a_hub_teacher_without_a_commit(command, tmp_path, write_config):
+    config = write_config(teacher={"model": "org/model", "revision": "main"})
+    refused(command, tmp_path, config, "org/model", "40 hex digits", "set revision")
+
+
+def test_a_store_that_cannot_be_written(command, tmp_path, write_config):
+    (tmp_path / "occupied").write_text("a file")
+    config = write_config(store={"root": str(tmp_path / "occupied" / "store")})
+    refused(command, tmp_path, config, "cannot be written", "writable")
+
+
+def test_an_embedding_with_nan():
+    good = np.eye(4, dtype=np.float32)
+    bad = good.copy()
+    bad[2, 1] = np.nan
+    with pytest.raises(InputError, match=r"positive in row 2 has norm nan \(1 such rows\); exp"):
+        Embeddings(good, bad)
+
+
+def test_usage_errors_exit_2(command):
+    for arguments in (["mien"], ["mine"], ["demo", "--pairs", "many"]):
+        code, _, err = command(*arguments)
+        assert code == 2 and err
+
+
+def test_the_exit_code_reaches_the_shell(b3, tmp_path):
+    done = b3("mine", tmp_path / "none.yaml", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("b3: cannot read CONFIG") and done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,73 @@
+"""The pipeline as a person runs it: commands, real Prefect, real Ray, real training."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import topic_table
+from tests.system.test_kill import manifest_hashes, records
+
+
+@pytest.mark.timeout(290)
+def test_run_then_run_again_then_verify(b3, write_config, tmp_path):
+    config = write_config()
+    first = json.loads(b3("run", config, "--json").stdout)
+    assert [row["arm"] for row in first["arms"]] == ["random", "paper", "b3"]
+    assert len({row["examples_seen"] for row in first["arms"]}) == 1
+    for row in first["arms"]:
+        assert 0 <= row["hit@1"] <= row["hit@10"] <= 1 and row["hit@1"] <= row["mrr"]
+    assert first["difference"]["mrr"] == first["differences"]["b3 - random"]
+    assert first["manifest"] == first["manifests"][2]
+    assert {"embed", "ranks", "train", "evaluate"} <= first["seconds"].keys()
+
+    before = records(tmp_path / "store")
+    again = b3("run", config, "--json")
+    assert json.loads(again.stdout)["up_to_date"]
+    assert "up to date" in again.stderr
+    assert records(tmp_path / "store") == before
+    same = json.loads(again.stdout)
+    assert same["arms"] == first["arms"] and same["manifests"] == first["manifests"]
+
+    for uri in first["manifests"]:
+        assert b3("verify", uri).stdout.startswith("sound: ")
+    head = next((tmp_path / "store").glob("small/manifest/*/batches.*.parquet"))
+    head.write_bytes(head.read_bytes()[:-1] + b"?")
+    broken = [b3("verify", uri, check=False) for uri in first["manifests"]]
+    assert sorted(done.returncode for done in broken) == [0, 0, 1]
+    assert any("is not what was recorded" in done.stderr for done in broken)
+
+
+def test_workers_and_shards_change_no_byte(b3, write_config, tmp_path):
+    hashes = []
+    for workers, shard_rows in ((1, 100_000), (2, 256)):
+        store = tmp_path / f"store-{workers}"
+        config = write_config(
+            store={"root": str(store)}, compute={"workers": workers, "shard_rows": shard_rows}
+        )
+        b3("mine", config)
+        hashes.append(manifest_hashes(store))
+    assert len(hashes[0]) == 3
+    assert hashes[0] == hashes[1]
+
+
+def test_several_datasets_share_a_manifest_and_one_that_changes_is_mined_alone(
+    b3, write_config, tmp_path, dataset
+):
+    other = tmp_path / "other.parquet"
+    pq.write_table(topic_table(300, seed=1), other)
+    columns = {"query": "question", "positive": "answer"}
+    datasets = [
+        {"name": "faq", "uri": str(dataset), **columns},
+        {"name": "forum", "uri": str(other), **columns},
+    ]
+    config = write_config(datasets=datasets, arms=["b3"])
+    first = json.loads(b3("mine", config, "--json").stdout)
+    before = records(tmp_path / "store")
+    assert {record["dataset"] for record in before.values()} == {"faq", "forum", "small"}
+
+    pq.write_table(topic_table(310, seed=1), other)
+    second = json.loads(b3("mine", config, "--json").stdout)
+    new = set(records(tmp_path / "store")) - set(before)
+    assert first["manifest"] != second["manifest"]
+    assert {path.split("/")[0] for path in new} == {"forum", "small"}
