@@ -98,8 +98,8 @@ def _cut(
     Returns
     -------
     numpy.ndarray
-        Piece of every row, N: numbered from the largest to the smallest, equal ones at random,
-        so that the order of rows in a file decides nothing.
+        Piece of every row, N: numbered at random, so that the order of rows in a file does not
+        decide which pieces share a community.
     """
     rows = len(label_N)
     size_C = np.bincount(label_N)
@@ -115,10 +115,7 @@ def _cut(
     position_N = np.arange(rows) - (np.cumsum(size_C) - size_C)[label_N[order_N]]
     piece_N = np.empty(rows, np.int64)
     piece_N[order_N] = np.cumsum(position_N % k == 0) - 1
-    size_P = np.bincount(piece_N)
-    number_P = np.empty(len(size_P), np.int64)
-    number_P[np.lexsort((rng.random(len(size_P)), -size_P))] = np.arange(len(size_P))
-    return number_P[piece_N]
+    return rng.permutation(piece_N.max() + 1)[piece_N]
 
 
 def _pack(piece_N: npt.NDArray[np.int64], net: Net, k: int) -> Labels:

@@ -26,8 +26,8 @@ from b3_core.graph import CsrGraph
 
 VERSION = 1
 
-# Where Leiden's gains level off: on 68,000 rows, 3 iterations reach 97 % of the quality that
-# iterating to the end does, in an eighth of the time.
+# Where Leiden's gains level off: on a made-up graph of 68,000 rows, 3 iterations reached 97 % of
+# the quality that iterating to the end did, in an eighth of the time.
 LEIDEN_ITERATIONS = 3
 
 Labels = npt.NDArray[np.int32]

@@ -86,7 +86,7 @@ class CsrGraph:
 
     def to_scipy(self) -> Any:
         """Return the adjacency matrix, a ``csr_array`` of (N, N)."""
-        return csr_array((self.weight, self.indices, self.indptr), shape=(self.rows, self.rows))
+        return _square(self.indptr, self.indices, self.weight)
 
     def save(self, draft: Draft, name: str = "graph") -> None:
         """Write ``<name>/indptr.npy``, ``indices.npy`` and ``weight.npy``."""
@@ -159,4 +159,15 @@ def _directed(ranks: RankTable, first: int, stop: int) -> Any:
     held_NW = window_NW >= 0
     indptr = np.concatenate([[0], held_NW.sum(axis=1).cumsum()])
     indices = window_NW[held_NW]
-    return csr_array((np.ones(len(indices), np.float32), indices, indptr), shape=(rows, rows))
+    return _square(indptr, indices, np.ones(len(indices), np.float32))
+
+
+def _square(
+    indptr: npt.NDArray[np.int64],
+    indices: npt.NDArray[np.int32],
+    data: npt.NDArray[np.float32],
+) -> Any:
+    # scipy brings both index arrays to one type: with int64 offsets it would copy every neighbour.
+    offset = np.int32 if len(indices) <= np.iinfo(np.int32).max else np.int64
+    rows = len(indptr) - 1
+    return csr_array((data, indices, indptr.astype(offset)), shape=(rows, rows))

@@ -86,8 +86,7 @@ class Seats(NamedTuple):
         member_CK[label_N, place_N] = np.arange(len(label_N))
         own_N, spare_N = np.empty(len(label_N)), np.zeros(len(label_N), np.int64)
         seats = cls(label_N.copy(), member_CK, place_N, own_N, spare_N)
-        for community in range(len(size_C)):
-            _tally(net, seats, community)
+        _tally(net, seats, np.arange(len(size_C)))
         return seats
 
 
@@ -206,16 +205,16 @@ def _exchange(net: Net, seats: Seats, i: int, j: int) -> None:
     seats.place[i], seats.place[j] = seats.place[j], seats.place[i]
     seats.member[a, seats.place[j]] = j
     seats.member[b, seats.place[i]] = i
-    _tally(net, seats, a)
-    _tally(net, seats, b)
+    _tally(net, seats, (a, b))
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _tally(net: Net, seats: Seats, community: int) -> None:
-    """Work out w(row, own community) anew for the members of one."""
-    for row in seats.member[community]:
-        if row >= 0:
-            seats.own[row] = _tie(net, seats, row, community)
+def _tally(net: Net, seats: Seats, communities: Any) -> None:
+    """Work out w(row, own community) anew for the members of some."""
+    for community in communities:
+        for row in seats.member[community]:
+            if row >= 0:
+                seats.own[row] = _tie(net, seats, row, community)
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from b3_core.batches import BatchPlan, plan_batches
+from b3_core.batches import BatchPlan, _part_groups, plan_batches
 from b3_core.communities import Partition
 from b3_core.config import BatchSpec
 from b3_core.errors import InputError
@@ -167,6 +167,38 @@ def test_two_batches_that_must_exchange_do():
         assert plan.duplicates == 0
 
 
+def meetings(unit_SP, group_UK):
+    """Count how often a group is in one more community of a batch than in one."""
+    return sum(
+        sum(Counter(g for u in batch for g in set(group_UK[u].tolist())).values())
+        - len(set(group_UK[batch].ravel().tolist()))
+        for batch in unit_SP
+    )
+
+
+@given(seed=st.integers(0, 2**32), groups=st.sampled_from([2, 8, 20, 100]))
+@settings(max_examples=60, deadline=None)
+def test_exchanges_between_batches_never_make_it_worse(seed, groups):
+    rng = np.random.default_rng(seed)
+    per = int(rng.integers(1, 5))
+    group_UK = rng.integers(0, groups, (per * int(rng.integers(1, 12)), 3)).astype(np.int32)
+    unit_SP = rng.permutation(len(group_UK)).reshape(-1, per)
+    parted_SP = _part_groups(unit_SP, group_UK, rng=rng)
+    assert sorted(parted_SP.ravel()) == list(range(len(group_UK)))
+    assert meetings(parted_SP, group_UK) <= meetings(unit_SP, group_UK)
+
+
+def test_exchanges_part_most_of_what_can_be_parted():
+    """120 groups, each in 6 of 240 communities, 6 of these a batch: there is room for all."""
+    rng = np.random.default_rng(0)
+    group_UK = rng.permutation(np.repeat(np.arange(120), 6)).reshape(240, 3).astype(np.int32)
+    unit_SP = rng.permutation(240).reshape(-1, 6)
+    before = meetings(unit_SP, group_UK)
+    after = meetings(_part_groups(unit_SP, group_UK, rng=rng), group_UK)
+    assert before > 20
+    assert after <= 2
+
+
 @pytest.mark.parametrize(("groups", "expected"), [(64, 0), (8, 0), (4, 4 * 8), (1, 64 - 8)])
 def test_random_batches_have_the_fewest_duplicates_there_can_be(groups, expected):
     """64 rows in 8 batches: a group of s rows has to repeat itself s - 8 times, if that is > 0."""
@@ -210,14 +242,11 @@ def test_groups_must_belong_to_the_partitions():
 SOUND = plan_of([partition_of(22, 2)], batch_size=4, epochs=3, random_epochs=1)
 
 
-def changed(**arrays):
-    """Return the sound plan with single values changed: name -> {index: value}."""
-    copies = {}
-    for name, values in arrays.items():
-        copies[name] = getattr(SOUND, name).copy()
-        for index, value in values.items():
-            copies[name][index] = value
-    return dataclasses.replace(SOUND, **copies)
+def changed(name, index, value):
+    """Return the sound plan with one array changed."""
+    array = getattr(SOUND, name).copy()
+    array[index] = value
+    return dataclasses.replace(SOUND, **{name: array})
 
 
 def test_check_accepts_the_plan_that_the_faults_are_put_into():
@@ -226,36 +255,34 @@ def test_check_accepts_the_plan_that_the_faults_are_put_into():
     assert SOUND.left_out.tolist()[2][:2] == [1, 0]
 
 
-def first_of(epoch):
-    return int(np.flatnonzero(SOUND.epoch_S == epoch)[0])
-
+FIRST, MINED, LAST = (int(np.flatnonzero(SOUND.epoch_S == epoch)[0]) for epoch in range(3))
 
 FAULTS = {
-    "a row twice": (
-        {"row_SB": {(0, 1): int(SOUND.row_SB[0, 0])}},
-        r"epoch 0, dataset 0: row \d+ is there [02] times",
-    ),
-    "a row that is not there": ({"row_SB": {(0, 0): 22}}, "a row is none of 22"),
-    "a negative row": ({"row_SB": {(0, 0): -1}}, "a row is none of 22"),
-    "an epoch out of order": ({"epoch_S": {0: 1}}, "epochs are not"),
-    "an epoch that is missing": ({"epoch_S": {SOUND.epoch_S == 2: 3}}, "epochs are not"),
-    "a dataset that is not there": ({"dataset_S": {0: 1}}, "a batch is of none of the 1 datasets"),
-    "left out of no dataset": ({"left_out": {(0, 1): 1}}, "left_out is of none of the 1 datasets"),
-    "left out of no epoch": ({"left_out": {(-1, 0): 3}}, "left_out is of none of the 3 epochs"),
-    "a row both left out and there": (
-        {"left_out": {(0, 2): int(SOUND.row_SB[0, 0])}},
-        r"row \d+ is there [02] times",
-    ),
-    "a community in two places": (
-        {"community_SB": {(first_of(1), 0): int(SOUND.community_SB[first_of(1), 3])}},
+    "a row twice": ("row_SB", (0, 1), SOUND.row_SB[0, 0], r"row \d+ is there [02] times"),
+    "a row that is not there": ("row_SB", (0, 0), 22, "epoch 0, dataset 0: a row is none of 22"),
+    "a negative row": ("row_SB", (0, 0), -1, "a row is none of 22"),
+    "an epoch out of order": ("epoch_S", FIRST, 1, "epochs are not"),
+    "an epoch missing": ("epoch_S", slice(LAST, None), 3, "epochs are not"),
+    "no such dataset": ("dataset_S", 0, 1, "a batch is of none of the 1 datasets"),
+    "left out of no dataset": ("left_out", (0, 1), 1, "left_out is of none of the 1 datasets"),
+    "left out of no epoch": ("left_out", (-1, 0), 3, "left_out is of none of the 3 epochs"),
+    "left out, but there": ("left_out", (0, 2), SOUND.row_SB[0, 0], r"row \d+ is there [02] times"),
+    "a community twice in a batch": (
+        "community_SB",
+        (MINED, 0),
+        SOUND.community_SB[MINED, 3],
         r"epoch 1, dataset 0: community \d+ is in several places",
     ),
     "a community in two batches": (
-        {"community_SB": {first_of(2): SOUND.community_SB[first_of(2) + 1]}},
+        "community_SB",
+        LAST,
+        SOUND.community_SB[LAST + 1],
         r"epoch 2, dataset 0: community \d+ is in several places",
     ),
     "a random batch in a mined epoch": (
-        {"community_SB": {first_of(1): -1}},
+        "community_SB",
+        MINED,
+        -1,
         "epoch 1 is neither random nor made of communities",
     ),
 }
@@ -263,9 +290,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_check_names_the_fault(fault):
-    arrays, message = FAULTS[fault]
+    name, index, value, message = FAULTS[fault]
     with pytest.raises(ValueError, match=message):
-        changed(**arrays).check([22])
+        changed(name, index, value).check([22])
 
 
 def test_check_refuses_rows_left_out_twice_in_a_row():
@@ -278,7 +305,7 @@ def test_check_refuses_rows_left_out_twice_in_a_row():
 
 
 def test_check_refuses_to_leave_out_a_whole_batch():
-    dropped = first_of(1)
+    dropped = MINED
     keep = np.arange(len(SOUND.row_SB)) != dropped
     left = [*SOUND.left_out.tolist(), *([1, 0, row] for row in SOUND.row_SB[dropped].tolist())]
     plan = BatchPlan(

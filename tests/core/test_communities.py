@@ -73,6 +73,14 @@ def test_weights_stay_with_their_edges(name):
     assert len(set(label_N)) == 3
 
 
+@pytest.mark.parametrize("name", LEIDEN)
+@pytest.mark.parametrize(("resolution", "communities"), [(0.9, 1), (1.1, 2)])
+def test_an_edge_counts_once(name, resolution, communities):
+    spec = MiningSpec(partitioner=name, resolution=resolution)
+    label_N = find_communities(graph_of(2, [(0, 1, 1.0)]), spec, rng=np.random.default_rng(0))
+    assert len(set(label_N)) == communities
+
+
 def test_both_leidens_reach_the_same_quality():
     graph = random_graph(0)
     ours, theirs = (

@@ -216,7 +216,11 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert CsrGraph.load(store.get(address)).indices.size == made["repel"].indices.size > 0
 
 
-def test_scipy_gets_the_same_matrix():
+def test_scipy_gets_the_same_matrix_without_a_copy():
     graph = csr([0, 1, 2, 2], [1, 0], [2, 2])
-    assert dense(graph).tolist() == [[0, 2, 0], [2, 0, 0], [0, 0, 0]]
-    assert CsrGraph.of(graph.to_scipy()).indptr.tolist() == [0, 1, 2, 2]
+    matrix = graph.to_scipy()
+    assert matrix.toarray().tolist() == [[0, 2, 0], [2, 0, 0], [0, 0, 0]]
+    assert np.shares_memory(matrix.indices, graph.indices)
+    assert np.shares_memory(matrix.data, graph.weight)
+    assert matrix.indptr.dtype == np.int32
+    assert CsrGraph.of(matrix).indptr.tolist() == [0, 1, 2, 2]

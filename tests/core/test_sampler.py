@@ -3,8 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from b3_core.batches import BatchPlan
 from b3_core.errors import InputError
@@ -111,14 +113,13 @@ class TestForTrainer:
             for_trainer(PLAN, LENGTHS)(range(8), batch_size=2, **self.SETTINGS)
 
 
+@settings(deadline=None)
 @given(
     processes=st.sampled_from([1, 2, 4]),
     epochs=st.lists(st.integers(0, 2), min_size=1, max_size=12).map(sorted),
     seed=st.integers(0, 99),
 )
 def test_accelerate_gives_every_process_its_slice_of_every_batch(processes, epochs, seed):
-    from accelerate.data_loader import BatchSamplerShard  # noqa: PLC0415
-
     rows = np.random.default_rng(seed).permutation(len(epochs) * 4).reshape(-1, 4)
     plan = make_plan(rows, [0] * len(epochs), epochs)
     shards = [
@@ -137,8 +138,6 @@ def test_accelerate_gives_every_process_its_slice_of_every_batch(processes, epoc
 
 
 def test_rows_and_batches_meet_in_a_plain_data_loader():
-    from torch.utils.data import DataLoader  # noqa: PLC0415
-
     pairs = [
         make_table("a", [(f"qa{i}", f"pa{i}") for i in range(5)]),
         make_table("b", [(f"qb{i}", f"pb{i}") for i in range(4)]),

@@ -20,8 +20,11 @@ def publish(store, body=b"hello", address=ADDRESS):
     return store.get(address)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request, tmp_path):
+    """The same contract for every kind of store."""
+    if request.param == "s3":
+        return ArtifactStore(f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}")
     root = str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
     return ArtifactStore(root)
 

@@ -4,6 +4,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 
 from tests.conftest import topic_table
 from tests.system.test_kill import manifest_hashes, records
@@ -71,3 +72,21 @@ def test_several_datasets_share_a_manifest_and_one_that_changes_is_mined_alone(
     new = set(records(tmp_path / "store")) - set(before)
     assert first["manifest"] != second["manifest"]
     assert {path.split("/")[0] for path in new} == {"forum", "small"}
+
+
+def test_data_and_store_in_s3_give_the_batches_of_local_ones(b3, write_config, tmp_path, s3_bucket):
+    datasets = json.loads(write_config().read_text())["datasets"]
+    s3fs.S3FileSystem().put_file(datasets[0]["uri"], f"{s3_bucket}/data/pairs.parquet")
+    remote = [datasets[0] | {"uri": f"{s3_bucket}/data/"}]
+    config = write_config(datasets=remote, store={"root": f"{s3_bucket}/store"}, arms=["b3"])
+    mined = b3("mine", config, "--json")
+    uri = json.loads(mined.stdout)["manifest"]
+    assert uri.startswith(f"{s3_bucket}/store/small/manifest/")
+    assert "testing" not in mined.stdout + mined.stderr
+    assert b3("verify", uri).stdout.startswith("sound: ")
+    assert json.loads(b3("mine", config, "--json").stdout)["up_to_date"]
+
+    b3("mine", write_config(arms=["b3"]))
+    (local,) = (r for r in records(tmp_path / "store").values() if r["stage"] == "manifest")
+    record = json.loads(s3fs.S3FileSystem().cat_file(f"{uri}/record.json"))
+    assert record["files"]["batches.parquet"] == local["files"]["batches.parquet"]
