@@ -23,6 +23,7 @@ _LIBRARIES = (
     "igraph",
     "leidenalg",
     "pymetis",
+    "numba",
     "faiss-cpu",
     "faiss-gpu",
 )

@@ -74,8 +74,8 @@ def train_student(
     """Train on every batch of the plan, in its order, and save the model into ``output``.
 
     With several processes (torchrun, Ray Train) each batch is shared equally, the loss is over the
-    whole of it, and the first process saves. A static student trains on the CPU, on one thread:
-    at its size more of them, or a GPU, only wait for one another.
+    whole of it, and the first process saves. A static student trains on the CPU, on one thread and
+    in float32 whatever ``spec.precision``: at its size anything else only waits.
 
     Parameters
     ----------

@@ -73,10 +73,10 @@ def rank_of_positive(
 
 
 def _rank(score_C: npt.NDArray[np.float32], own: npt.NDArray[np.intp]) -> int:
-    """Rank the best of the entries ``own``, in ascending order, whose scores are overwritten."""
+    """Rank the best of the entries ``own``, which ascend."""
     best = own[score_C[own].argmax()]  # of equal ones the first
     score = score_C[best]
-    score_C[own] = -np.inf
+    # The group's other entries never count: they score less, or as much but stand later.
     higher = np.count_nonzero(score_C > score)
     return int(1 + higher + np.count_nonzero(score_C[:best] == score))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from b3_core.evaluate import compare
 from b3_core.evaluate.compare import Interval, arms_table, paired_bootstrap
 
 
@@ -67,9 +68,13 @@ def test_coverage_when_both_seeds_and_queries_vary(effect):
 
 
 def test_blocks_do_not_show(monkeypatch):
+    monkeypatch.setattr(compare, "_BLOCK", 50 * 7)
+    sizes = [len(part) for part in compare._resampled(np.zeros((3, 50)), rng(), 20)]
+    assert sizes == [7, 7, 6]
+    monkeypatch.undo()
     a_SQ = rng(8).normal(size=(3, 50))
     whole = paired_bootstrap(a_SQ, np.zeros_like(a_SQ), rng=rng(), resamples=4000)
-    monkeypatch.setattr("b3_core.evaluate.compare._BLOCK", 50 * 7)
+    monkeypatch.setattr(compare, "_BLOCK", 50 * 7)
     cut = paired_bootstrap(a_SQ, np.zeros_like(a_SQ), rng=rng(), resamples=4000)
     assert cut.low == pytest.approx(whole.low, abs=0.02)
     assert cut.high == pytest.approx(whole.high, abs=0.02)

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import nn
 
 from b3_core import packaged, static, teacher, train
@@ -144,6 +145,15 @@ def test_global_states_are_put_back(tmp_path, monkeypatch):
     train.train_student(PAIRS, PLAN, SPEC, seed=5, output=tmp_path)
     assert (random.random(), np.random.random(), torch.rand(()).item()) == expected  # noqa: NPY002
     assert told == [1, 7]
+
+
+def test_what_a_model_draws_while_it_is_built_follows_from_the_seed():
+    drawn = []
+    for seed in (1, 1, 2):
+        with train._seeded(seed):
+            drawn.append((random.random(), np.random.random(), torch.rand(()).item()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+    assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
 
 
 def test_it_neither_prints_nor_connects(tmp_path, capfd, monkeypatch):
@@ -273,11 +283,24 @@ def test_texts_are_cut_and_prompts_are_kept(tmp_path):
     np.testing.assert_array_equal(*model.encode(["open file now", "open file now or later"]))
 
 
-def test_bf16_trains(tmp_path):
+def test_a_transformers_loss_follows_from_seed_and_precision(tmp_path):
+    plan, spec = make_plan(PLAN.row_SB[:1], PLAN.dataset_S[:1], [0]), TrainSpec(student="minilm")
+
+    def loss(seed: int, spec: TrainSpec) -> float:
+        return train.train_student(PAIRS, plan, spec, seed=seed, output=tmp_path).loss[0][1]
+
+    first = loss(5, spec)
+    assert loss(5, spec) == first
+    assert loss(6, spec) != first  # other dropout
+    bf16 = loss(5, spec.model_copy(update={"precision": "bf16"}))
+    assert bf16 != first
+    assert bf16 == pytest.approx(first, rel=0.05)
+
+
+def test_a_static_student_is_exact_in_any_precision(trained, tmp_path):
     spec = SPEC.model_copy(update={"precision": "bf16"})
-    result = train.train_student(PAIRS, small_plan(epochs=15), spec, seed=5, output=tmp_path)
-    assert result.loss[-1][1] < 0.1
-    assert weights(tmp_path).dtype == np.float32
+    result = train.train_student(PAIRS, PLAN, spec, seed=5, output=tmp_path)
+    assert result.loss == trained[0].loss
 
 
 def test_a_static_folder_is_trained_on(trained, tmp_path):
@@ -317,6 +340,30 @@ def test_a_cached_loss_trains_the_same(tmp_path, monkeypatch):
     np.testing.assert_allclose(cached[key], plain[key], atol=2e-5)
 
 
+def test_large_batches_are_cached_but_not_those_of_a_static_student():
+    minilm, student = teacher.load_model("minilm", device="cpu"), packaged.static_student(8, seed=0)
+    kind = {
+        (model is student, rows): type(train._loss(model, SPEC, rows=rows, gather=False)).__name__
+        for model in (minilm, student)
+        for rows in (256, 257)
+    }
+    assert kind == {
+        (False, 256): "MultipleNegativesRankingLoss",
+        (False, 257): "CachedMultipleNegativesRankingLoss",
+        (True, 256): "MultipleNegativesRankingLoss",
+        (True, 257): "MultipleNegativesRankingLoss",
+    }
+
+
+def test_a_folders_own_prompts_are_dropped(tmp_path):
+    model = packaged.static_student(8, seed=0)
+    model.prompts, model.default_prompt_name = {"query": "old: "}, "query"
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    student = train.build_student(TrainSpec(student=str(tmp_path)), seed=0)
+    assert student.prompts == {"query": "", "document": ""}
+    assert student.default_prompt_name is None
+
+
 def test_a_static_student_over_nccl_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
@@ -354,6 +401,12 @@ class TestStatic:
     def test_what_is_static(self):
         assert static.is_static(packaged.static_student(8, seed=0))
         assert not static.is_static(teacher.load_model("minilm", device="cpu"))
+        embedding = packaged.static_student(8, seed=0)[0]
+        assert static.is_static(SentenceTransformer(modules=[embedding, Normalize()], device="cpu"))
+        # The layer's gradients are dense, which the sparse optimizer cannot take.
+        assert not static.is_static(
+            SentenceTransformer(modules=[embedding, Dense(8, 4)], device="cpu")
+        )
 
 
 def process(student: str, output: Path, **environment: str) -> subprocess.Popen:

@@ -52,6 +52,7 @@ def test_workers_and_shards_change_no_byte(b3, write_config, tmp_path):
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.slow
 def test_several_datasets_share_a_manifest_and_one_that_changes_is_mined_alone(
     b3, write_config, tmp_path, dataset
 ):
@@ -74,6 +75,7 @@ def test_several_datasets_share_a_manifest_and_one_that_changes_is_mined_alone(
     assert {path.split("/")[0] for path in new} == {"forum", "small"}
 
 
+@pytest.mark.slow
 def test_data_and_store_in_s3_give_the_batches_of_local_ones(b3, write_config, tmp_path, s3_bucket):
     datasets = json.loads(write_config().read_text())["datasets"]
     s3fs.S3FileSystem().put_file(datasets[0]["uri"], f"{s3_bucket}/data/pairs.parquet")
