@@ -5,7 +5,7 @@ ManifestOf (arm, seed) -> Student -> Evaluation -> Results (all arms and seeds)
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -99,7 +99,8 @@ def train_loop(
         Told the counts of every student that is finished, by all workers.
     """
     store = ArtifactStore(config["root"])
-    students: Sequence[Student] = config["students"]
+    # Decided once, by all workers alike: one that skipped a student would leave the others waiting.
+    students = [s for s in config["students"] if store.find(s.address) is None]
     for place, student in enumerate(students):
         step = _nested(progress, place, len(students)) if rank == 0 else silent
         if rank == 0:

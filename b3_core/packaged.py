@@ -17,6 +17,7 @@ from b3_core.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
 
 VERSION = 1
 
@@ -58,7 +59,7 @@ def static_teacher() -> "SentenceTransformer":
     from safetensors.numpy import load_file  # noqa: PLC0415 - only this function needs it
 
     weight_VD = load_file(static_files()[1])["embedding.weight"]
-    return _static_model(weight_VD.astype(np.float32))
+    return _static_model(_tokenizer(), weight_VD.astype(np.float32))
 
 
 def static_student(dim: int, seed: int) -> "SentenceTransformer":
@@ -71,11 +72,10 @@ def static_student(dim: int, seed: int) -> "SentenceTransformer":
     seed
         Decides the weights, which are normal with standard deviation ``INITIAL_STD``.
     """
-    from tokenizers import Tokenizer  # noqa: PLC0415 - only models need it
-
-    vocabulary = Tokenizer.from_file(str(static_files()[0])).get_vocab_size()
-    normal_VD = np.random.default_rng(seed).standard_normal((vocabulary, dim), dtype=np.float32)
-    return _static_model(normal_VD * np.float32(INITIAL_STD))
+    tokenizer = _tokenizer()
+    shape = (tokenizer.get_vocab_size(), dim)
+    normal_VD = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    return _static_model(tokenizer, normal_VD * np.float32(INITIAL_STD))
 
 
 def limit_length(model: "SentenceTransformer", tokens: int) -> None:
@@ -91,14 +91,21 @@ def limit_length(model: "SentenceTransformer", tokens: int) -> None:
         model.max_seq_length = tokens
 
 
-def _static_model(weight_VD: npt.NDArray[np.float32]) -> "SentenceTransformer":
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding  # noqa: PLC0415
-    from tokenizers import Tokenizer  # noqa: PLC0415
+def _tokenizer() -> "Tokenizer":
+    from tokenizers import Tokenizer  # noqa: PLC0415 - only models need it
 
     tokenizer = Tokenizer.from_file(str(static_files()[0]))
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def _static_model(
+    tokenizer: "Tokenizer", weight_VD: npt.NDArray[np.float32]
+) -> "SentenceTransformer":
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding  # noqa: PLC0415
+
     module = StaticEmbedding(tokenizer, embedding_weights=weight_VD)
     return SentenceTransformer(modules=[module], device="cpu", similarity_fn_name="cosine")
 

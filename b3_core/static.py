@@ -1,9 +1,11 @@
-"""How a static model trains fast: every text tokenised once, every token's gradient added up once.
+"""How a static model is fast: every text tokenised once, every token's gradient added up once.
 
-    pair tables -> TokenTable (flat token ids a side) -> TokenCollator: rows to input_ids, offsets
+    texts -> TokenTable (flat token ids) -> means: vectors
+                                         -> TokenCollator: rows to input_ids, offsets
     StaticEmbedding's bag -> SparseMean: the same means, gradients a tenth the size
 
-Tokenising takes longer than the rest of a training step, and a plan visits each row once an epoch.
+Tokenising takes longer than all the rest, a plan visits each row once an epoch, and arms and seeds
+share their texts: the last few tables are kept.
 A plain sparse bag keeps one gradient vector a token *occurrence*, which the optimizer then sorts
 and adds up.
 
@@ -11,8 +13,10 @@ Legend: N rows, T token occurrences of all rows, t of one batch, U different tok
 V tokens of the vocabulary, D width, B rows of a batch.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -57,17 +61,14 @@ class TokenTable:
     start_N: npt.NDArray[np.int64]
     """Where each row begins, and at the end T: N + 1 values."""
 
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, texts: Sequence[pa.ChunkedArray], prompt: str) -> Self:
-        """Tokenise all texts, ``prompt`` put before each."""
-        tokens, counts = [], [0]
+    @staticmethod
+    def of(tokenizer: Tokenizer, texts: Sequence[pa.ChunkedArray], prompt: str) -> "TokenTable":
+        """Tokenise all texts, ``prompt`` put before each, unless that was done just now."""
+        digest = hashlib.blake2b(tokenizer.to_str().encode())
         for column in texts:
-            for start in range(0, len(column), _BLOCK):
-                block = [prompt + text for text in column.slice(start, _BLOCK).to_pylist()]
-                for encoding in tokenizer.encode_batch(block, add_special_tokens=False):
-                    tokens.append(np.array(encoding.ids, dtype=np.int32))
-                    counts.append(len(encoding.ids))
-        return cls(np.concatenate(tokens), np.cumsum(counts))
+            for text in column.to_pylist():
+                digest.update(text.encode() + b"\0")
+        return _tokenised(_Texts(digest.hexdigest(), prompt, tokenizer, tuple(texts)))
 
     def bags(self, row_B: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows' token ids and where each row begins among them, as int64 tensors."""
@@ -75,6 +76,39 @@ class TokenTable:
         offset_B = np.cumsum([0, *map(len, parts[:-1])])
         token_t = np.concatenate(parts).astype(np.int64)
         return torch.from_numpy(token_t), torch.from_numpy(offset_B)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts to tokenise, equal to others of the same content."""
+
+    digest: str
+    prompt: str
+    tokenizer: Tokenizer = field(compare=False)
+    columns: tuple[pa.ChunkedArray, ...] = field(compare=False)
+
+
+@lru_cache(maxsize=4)  # queries and positives, of training and of evaluation
+def _tokenised(texts: _Texts) -> TokenTable:
+    tokens, counts = [], [0]
+    for column in texts.columns:
+        for start in range(0, len(column), _BLOCK):
+            block = [texts.prompt + text for text in column.slice(start, _BLOCK).to_pylist()]
+            for encoding in texts.tokenizer.encode_batch(block, add_special_tokens=False):
+                tokens.append(np.array(encoding.ids, dtype=np.int32))
+                counts.append(len(encoding.ids))
+    return TokenTable(np.concatenate([np.zeros(0, np.int32), *tokens]), np.cumsum(counts))
+
+
+def means(model: SentenceTransformer, table: TokenTable) -> npt.NDArray[np.float32]:
+    """Return the mean of each row's token vectors, N x D, not normalised."""
+    rows = len(table.start_N) - 1
+    mean_ND = np.zeros((rows, model[0].embedding.embedding_dim), np.float32)
+    with torch.inference_mode():
+        for start in range(0, rows, _BLOCK):
+            row_B = range(start, min(start + _BLOCK, rows))
+            mean_ND[start : row_B.stop] = model[0].embedding(*table.bags(row_B)).numpy()
+    return mean_ND
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from b3_core import packaged
 from b3_core.artifacts import sha256_file
@@ -24,7 +25,7 @@ from b3_core.errors import InputError
 from b3_core.progress import Progress, silent
 from b3_core.store import Artifact, Draft
 
-VERSION = 1
+VERSION = 2
 BLOCK = 256
 _MINIBATCH = 64  # texts of one forward pass: part of what decides the bits
 _NORM_TOLERANCE = 5e-3  # float16 keeps a unit vector's norm to about 1e-3
@@ -147,12 +148,15 @@ class Teacher:
     def __init__(self, spec: TeacherSpec, *, threads: int = 1, device: str | None = None) -> None:
         import torch  # noqa: PLC0415 - seconds to import, and only workers need it
 
+        from b3_core import static  # noqa: PLC0415 - likewise
+
         torch.set_num_threads(threads)
         self.spec = spec
         self.model = load_model(spec.model, revision=spec.revision, device=device)
         if spec.max_length is not None:
-            self.model.max_seq_length = spec.max_length
-        if spec.precision == "bf16":
+            packaged.limit_length(self.model, spec.max_length)
+        self._static = static.is_static(self.model)
+        if spec.precision == "bf16" and not self._static:
             self.model.bfloat16()
 
     def encode(
@@ -165,6 +169,12 @@ class Teacher:
         ndarray of shape (len(texts), D), float32
             Unit vectors.
         """
+        if self._static:
+            from b3_core import static  # noqa: PLC0415 - imports torch
+
+            column = pa.chunked_array([pa.array(texts, pa.large_string())])
+            table = static.TokenTable.of(self.model[0].tokenizer, [column], prompt)
+            return _unit(static.means(self.model, table))
         blocks = []
         for start in range(0, len(texts), BLOCK):
             block = [prompt + text for text in texts[start : start + BLOCK]]

@@ -283,6 +283,7 @@ def test_texts_are_cut_and_prompts_are_kept(tmp_path):
     np.testing.assert_array_equal(*model.encode(["open file now", "open file now or later"]))
 
 
+@pytest.mark.slow
 def test_a_transformers_loss_follows_from_seed_and_precision(tmp_path):
     plan, spec = make_plan(PLAN.row_SB[:1], PLAN.dataset_S[:1], [0]), TrainSpec(student="minilm")
 
@@ -322,6 +323,7 @@ def without_dropout(*args, **settings):
 teacher_load = teacher.load_model
 
 
+@pytest.mark.slow
 def test_a_cached_loss_trains_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(teacher, "load_model", without_dropout)
     monkeypatch.setattr(train, "_CACHED_ROWS", 3)
