@@ -23,7 +23,7 @@ VERSION = 1
 
 #: Spread of a new student's weights: small beside Adam's steps, so that a token keeps little of
 #: its random start once it has been seen a few times.
-INITIAL_STD = 0.1
+INITIAL_STD = 0.02
 
 
 def static_files() -> tuple[Path, Path]:

@@ -28,7 +28,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from torch import nn
 
-_BLOCK = 4096  # texts tokenised at a time: bounds the memory of the tokenizer's own objects
+_BLOCK = 4096  # rows averaged at a time
+_TOKENISED = 512  # texts tokenised at a time: the tokenizer keeps 100 bytes and more a token
 
 
 def is_static(model: SentenceTransformer) -> bool:
@@ -92,8 +93,8 @@ class _Texts:
 def _tokenised(texts: _Texts) -> TokenTable:
     tokens, counts = [], [0]
     for column in texts.columns:
-        for start in range(0, len(column), _BLOCK):
-            block = [texts.prompt + text for text in column.slice(start, _BLOCK).to_pylist()]
+        for start in range(0, len(column), _TOKENISED):
+            block = [texts.prompt + text for text in column.slice(start, _TOKENISED).to_pylist()]
             for encoding in texts.tokenizer.encode_batch(block, add_special_tokens=False):
                 tokens.append(np.array(encoding.ids, dtype=np.int32))
                 counts.append(len(encoding.ids))
