@@ -113,6 +113,10 @@ class Communities(DatasetStage):
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
         return {"pairs": self.ref.digest, "graph": self.graph.address.fingerprint}
 
+    @property
+    def title(self) -> str:  # noqa: D102
+        return f"{self.mining.partitioner} {super().title}, seed {self.seed}"
+
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         edges = store.get(self.graph.address)
         attract = graph.CsrGraph.load(edges, "attract")
@@ -169,6 +173,10 @@ class ManifestOf(Stage):
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
         return {p.dataset: p.address.fingerprint for p in self.partitions}
+
+    @property
+    def title(self) -> str:  # noqa: D102
+        return f"{self.mining.partitioner} {super().title}, seed {self.seed}"
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         tables = [ref.table(store) for ref in self.refs]

@@ -42,6 +42,11 @@ class Stage(ABC):
     def inputs(self) -> Mapping[str, str]:
         """Fingerprints or digests of everything read."""
 
+    @property
+    def title(self) -> str:
+        """What a person reads while the stage runs."""
+        return f"{self.name} of {self.dataset}"
+
     @abstractmethod
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:
         """Read the inputs, compute, write files and counts into the draft."""

@@ -36,7 +36,7 @@ def mine(spec: PipelineSpec) -> outcome.Outcome:
         ):
             if store.find(stage.address) is None:
                 run_stage(stage, store)
-    publish_manifests([store.get(made.address) for made in plan.manifests.values()])
+    publish_manifests({key: store.get(made.address) for key, made in plan.manifests.items()})
     return outcome.mined(plan, store)
 
 

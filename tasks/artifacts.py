@@ -1,6 +1,6 @@
 """What a person sees on a run's page in the Prefect UI."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -11,15 +11,22 @@ from b3_core.manifest import Manifest
 _METRICS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10")
 
 
-def publish_manifests(manifests: Sequence[Artifact]) -> None:
-    """Summarise manifests: where they are, what is in them, how hard their batches are."""
-    lines = ["| manifest | batches | left out | window partners | too hard |", "|-|-|-|-|-|"]
-    for artifact in manifests:
+def publish_manifests(manifests: Mapping[tuple[str, int], Artifact]) -> None:
+    """Summarise the manifests of all (arm, seed): what is in them, how hard their batches are.
+
+    Partners are means over the rows of the first dataset.
+    """
+    lines = [
+        "| arm | seed | batches | rows left out | window partners | too hard | manifest |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for (arm, seed), artifact in manifests.items():
         head = Manifest.read_head(artifact)
         quality = head["datasets"][0]["quality"]
         lines.append(
-            f"| `{artifact.uri}` | {head['batches']} of {head['batch_size']} rows "
-            f"| {head['left_out']} rows | {quality['window']:.2f} | {quality['too_hard']:.2f} |"
+            f"| {arm} | {seed} | {head['batches']:,} of {head['batch_size']} rows "
+            f"| {head['left_out']:,} | {quality['window']:.2f} | {quality['too_hard']:.2f} "
+            f"| `{artifact.uri}` |"
         )
     create_markdown_artifact("\n".join(lines), key="manifests", description="Mined batches")
 

@@ -25,7 +25,7 @@ def read_pairs(dataset: DatasetSpec, evaluate: EvalSpec, store: ArtifactStore) -
         return PairsRef.of(dataset, Pairs.of(dataset, evaluate).run(store))
 
 
-@task(name="stage", task_run_name="{stage.name} of {stage.dataset}", cache_policy=NO_CACHE)
+@task(name="stage", task_run_name="{stage.title}", cache_policy=NO_CACHE)
 def run_stage(stage: Stage, store: ArtifactStore) -> None:
     """Make one stage's artifact in this process."""
     with reporting.step(stage.name) as progress:
