@@ -109,10 +109,13 @@ class RaySession:
                 )
             return self._pools[key]
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run ``function(*args)`` as a Ray task, on a GPU share if workers have one."""
+    def call(self, function: Callable[..., Any], *args: Any, cpus: int = 1) -> Any:
+        """Run ``function(*args)`` as a Ray task on some cores, and a GPU share if workers have one.
+
+        Ray sets the number of threads of a task's numerical libraries to its cores.
+        """
         ray = self._open()
-        remote = ray.remote(num_cpus=1, num_gpus=self.compute.gpus_per_worker, max_retries=0)
+        remote = ray.remote(num_cpus=cpus, num_gpus=self.compute.gpus_per_worker, max_retries=0)
         return _result(ray, remote(function).remote(*args))
 
     def train(

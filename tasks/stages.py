@@ -67,4 +67,5 @@ def evaluate_student(
     evaluation: Evaluation, session: RaySession, root: str, *, arm: str, seed: int
 ) -> None:
     """Evaluate one student on a Ray worker."""
-    session.call(evaluate_run, root, evaluation)
+    # Two cores each: a laptop then holds one model and one corpus in memory, not one a core.
+    session.call(evaluate_run, root, evaluation, cpus=2)
