@@ -5,14 +5,14 @@ ManifestOf (arm, seed) -> Student -> Evaluation -> Results (all arms and seeds)
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from b3_core import teacher
+from b3_core import packaged, teacher
 from b3_core.artifacts import Artifact, Draft
 from b3_core.config import EvalSpec, TeacherSpec, TrainSpec
 from b3_core.embed import PairsRef
@@ -33,7 +33,8 @@ class Student(Stage):
     train: TrainSpec
     initial: str
     name: ClassVar[str] = "student"
-    version: ClassVar[int] = 1
+    # train's own version would import torch here; bump this one with it.
+    version: ClassVar[int] = 1000 * packaged.VERSION + 1
 
     @classmethod
     def of(cls, manifest: ManifestOf, train: TrainSpec) -> Self:
@@ -213,25 +214,21 @@ class Results(Stage):
         arms: dict[str, list[Evaluation]] = {}
         for arm, evaluation in self.evaluations:
             arms.setdefault(arm, []).append(evaluation)
-        table = [self._row(store, arm, runs) for arm, runs in arms.items()]
-        difference = {
+        metrics = {
+            arm: [store.get(run.address).counts["metrics"] for run in runs]
+            for arm, runs in arms.items()
+        }
+        rows = [
+            row | _effort([run.student for run in runs], store)
+            for row, runs in zip(compare.arms_table(metrics), arms.values(), strict=True)
+        ]
+        differences = {
             f"{arm} - random": self._difference(store, arms[arm], arms["random"])
             for arm in arms
             if "random" in arms and arm != "random"
         }
-        draft.write_json("results.json", {"arms": table, "differences": difference})
-
-    def _row(self, store: ArtifactStore, arm: str, runs: list[Evaluation]) -> dict[str, Any]:
-        metrics = [store.get(run.address).counts["metrics"] for run in runs]
-        training = [store.get(run.student.address).counts for run in runs]
-        row: dict[str, Any] = {"arm": arm, "seeds": [run.student.manifest.seed for run in runs]}
-        for name in metrics[0]:
-            values = [figures[name] for figures in metrics]
-            row[name] = float(np.mean(values))
-            row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        row["examples_seen"] = training[0]["examples_seen"]
-        row["seconds"] = round(float(np.mean([t["train_seconds"] for t in training])), 2)
-        return row
+        draft.write_json("results.json", {"arms": rows, "differences": differences})
+        draft.path("report.md").write_text(_report(rows, differences), encoding="utf-8")
 
     def _difference(
         self, store: ArtifactStore, ours: list[Evaluation], control: list[Evaluation]
@@ -251,7 +248,41 @@ class Results(Stage):
         return np.concatenate([1.0 / report.rank_Q for report in reports])
 
 
+def _effort(students: Sequence[Student], store: ArtifactStore) -> dict[str, Any]:
+    """Say what an arm's training took: seeds, examples and mean seconds of a run."""
+    counts = [store.get(student.address).counts for student in students]
+    return {
+        "seeds": [student.manifest.seed for student in students],
+        "examples_seen": counts[0]["examples_seen"],
+        "seconds": round(float(np.mean([count["train_seconds"] for count in counts])), 2),
+    }
+
+
+def _report(rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Any]) -> str:
+    """Write the table of arms and the differences as Markdown."""
+    metrics = [name for name in rows[0] if f"{name}_spread" in rows[0]]
+    lines = [
+        "# Held-out queries against all positives",
+        "",
+        "Mean and standard deviation over seeds; equal examples, initial weights and batch size.",
+        "",
+        f"| arm | {' | '.join(metrics)} | examples seen | seeds |",
+        "|" + "-|" * (len(metrics) + 3),
+    ]
+    for row in rows:
+        cells = [f"{row[name]:.4f} ± {row[f'{name}_spread'] or 0:.4f}" for name in metrics]
+        seeds = len(row["seeds"])
+        lines.append(f"| {row['arm']} | {' | '.join(cells)} | {row['examples_seen']:,} | {seeds} |")
+    lines.append("")
+    lines += [
+        f"- {pair}: MRR {d['mean']:+.4f}, 95 % interval {d['low']:+.4f} to {d['high']:+.4f} "
+        "(paired bootstrap over seeds and queries)"
+        for pair, d in differences.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def read_results(artifact: Artifact) -> dict[str, Any]:
-    """Return the table of arms and the differences of a ``Results`` artifact."""
+    """Return the table of arms, the differences, and the URI of the report to read."""
     results: dict[str, Any] = json.loads(artifact.path("results.json").read_bytes())
-    return results
+    return {**results, "report": f"{artifact.uri}/{artifact.files['report.md'].path}"}

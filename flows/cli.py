@@ -206,6 +206,7 @@ def _show(console: Console, outcome: dict[str, Any]) -> None:
         console.print(arms_table(outcome))
         for line in difference_lines(outcome):
             console.print(line, highlight=False)
+        console.print(f"report: {outcome['report']}", highlight=False, soft_wrap=True)
     for kind in ("manifests", "students"):
         for uri in outcome.get(kind, ()):
             console.print(f"{kind[:-1]}: {uri}", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 1
+VERSION = 2
 _BLOCK = 1 << 22  # query weights held at a time
 
 
