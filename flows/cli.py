@@ -207,6 +207,10 @@ def _show(console: Console, outcome: dict[str, Any]) -> None:
         for line in difference_lines(outcome):
             console.print(line, highlight=False)
         console.print(f"report: {outcome['report']}", highlight=False, soft_wrap=True)
+    if "arms" in outcome and "manifests" in outcome:  # the whole pipeline: the ends are enough
+        console.print(f"manifest: {outcome['manifests'][-1]}", highlight=False, soft_wrap=True)
+        console.print(f"student: {outcome['students'][-1]}", highlight=False, soft_wrap=True)
+        return
     for kind in ("manifests", "students"):
         for uri in outcome.get(kind, ()):
             console.print(f"{kind[:-1]}: {uri}", highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -70,22 +71,21 @@ class TerminalReporter:
 
 def arms_table(results: dict[str, Any]) -> Table:
     """Lay the arms out side by side; the spread is the standard deviation over seeds."""
-    table = Table(title="Held-out queries against all positives, mean ± spread over seeds")
+    table = Table(
+        title="Held-out queries against all positives: mean (± spread) over seeds", box=SIMPLE_HEAD
+    )
     table.add_column("arm")
-    for heading in _HEADINGS.values():
-        table.add_column(heading, justify="right")
-    for heading in ("examples seen", "train s", "seeds"):
-        table.add_column(heading, justify="right")
+    for heading in (*_HEADINGS.values(), "examples seen", "train s", "seeds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in results["arms"]:
-        cells = []
-        for name in _HEADINGS:
-            spread = row[f"{name}_spread"]
-            cells.append(f"{row[name]:.4f}" + ("" if spread is None else f" ± {spread:.4f}"))
+        spread = row["mrr_spread"]
+        cells = {name: f"{row[name]:.4f}" for name in _HEADINGS}
+        cells["mrr"] += "" if spread is None else f" ± {spread:.4f}"
         table.add_row(
             row["arm"],
-            *cells,
+            *cells.values(),
             f"{row['examples_seen']:,}",
-            f"{row['seconds']:.1f}",
+            f"{row['seconds']:.0f}",
             str(len(row["seeds"])),
         )
     return table
