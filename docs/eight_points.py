@@ -106,9 +106,8 @@ def main() -> None:
     ratio_8 = gradients["mined"] / gradients["random"]
     sys.stdout.write(f"mined batches {mined.tolist()}\n")
     for name, norm_8 in gradients.items():
-        sys.stdout.write(
-            f"gradient norm, {name:<6} {np.array2string(norm_8, precision=4, suppress_small=True)}\n"
-        )
+        shown = np.array2string(norm_8, precision=4, suppress_small=True)
+        sys.stdout.write(f"gradient norm, {name:<6} {shown}\n")
     sys.stdout.write(f"a row gets {ratio_8.min():.0f} to {ratio_8.max():.0f} times the gradient\n")
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from b3_core.progress import Progress as ProgressCallback
 
-_HEADINGS = {"hit@1": "hit@1", "hit@10": "hit@10", "mrr": "MRR", "ndcg@10": "nDCG@10"}
+_HEADINGS = {"hit@1": "hit@1", "hit@10": "hit@10", "mrr": "MRR"}
 
 
 class TerminalReporter:
@@ -74,8 +74,8 @@ def arms_table(results: dict[str, Any]) -> Table:
     table = Table(
         title="Held-out queries against all positives: mean (± spread) over seeds", box=SIMPLE_HEAD
     )
-    table.add_column("arm")
-    for heading in (*_HEADINGS.values(), "examples seen", "train s", "seeds"):
+    table.add_column("arm", no_wrap=True)
+    for heading in (*_HEADINGS.values(), "examples", "train s", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in results["arms"]:
         spread = row["mrr_spread"]
