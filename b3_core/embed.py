@@ -171,8 +171,7 @@ class Vectors(DatasetStage):
     @classmethod
     def of(cls, store: ArtifactStore, ref: PairsRef, spec: TeacherSpec, shard_rows: int) -> Self:
         """Cut the dataset into shards, each named by its rows' content."""
-        identity = teacher.model_identity(spec.model, spec.revision)
-        weights = ":".join(f"{key}={value}" for key, value in sorted(identity.items()))
+        weights = teacher.weights_of(spec.model, spec.revision)
         keys = ref.table(store).table["key"]
         shards = tuple(
             Shard(ref, spec, weights, start, stop, _digest(keys[start:stop].to_pylist()))

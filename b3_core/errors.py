@@ -39,5 +39,11 @@ class CorruptArtifactError(B3Error, OSError):
     """Stored bytes are not the bytes that were recorded (exit code 1)."""
 
 
+def reason(error: BaseException) -> str:
+    """Return one line of a library's error, without the URL parts that could hold a secret."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text.split("?", 1)[0]
+
+
 def _rebuild(cls: type[B3Error], problem: str, expected: str, remedy: str) -> B3Error:
     return cls(problem, expected=expected, remedy=remedy)

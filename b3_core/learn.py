@@ -41,8 +41,7 @@ class Student(Stage):
         """Identify the weights that training starts from."""
         initial = "random"
         if train.student != "static":
-            identity = teacher.model_identity(train.student, train.revision)
-            initial = ":".join(f"{key}={value}" for key, value in sorted(identity.items()))
+            initial = teacher.weights_of(train.student, train.revision)
         return cls(manifest, train, initial)
 
     @property

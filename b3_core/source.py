@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from b3_core.errors import InputError
+from b3_core.errors import InputError, reason
 
 _BATCH_ROWS = 16_384
 _COLUMNS_NAMED = 20  # of a wide file, in an error message
@@ -136,7 +136,7 @@ def _list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
         found = _matching(fs, path)
     except Exception as error:  # botocore, aiohttp, fsspec and the OS each have their own
         raise InputError(
-            f"{uri} cannot be opened: {_reason(error)}",
+            f"{uri} cannot be opened: {reason(error)}",
             expected="a parquet file, folder or glob: a local path or s3://",
             remedy="check the path, its permissions and, for s3://, the AWS_* environment",
         ) from error
@@ -205,13 +205,7 @@ def _one_line_errors(file: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{file} cannot be read: {_reason(error)}",
+            f"{file} cannot be read: {reason(error)}",
             expected="a parquet file",
             remedy="write it again, or leave it out of uri",
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """One line of an error, without the URL parts that could hold a secret."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.split("?", 1)[0]

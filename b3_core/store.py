@@ -23,7 +23,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from b3_core.artifacts import Address, Artifact, Draft, StoredFile, canonical_json, sha256_file
-from b3_core.errors import B3Error, CorruptArtifactError, InputError
+from b3_core.errors import B3Error, CorruptArtifactError, InputError, reason
 
 __all__ = ["Address", "Artifact", "ArtifactStore", "Draft", "canonical_json", "open_artifact"]
 
@@ -80,7 +80,7 @@ class ArtifactStore:
             self.fs.rm_file(probe)
         except Exception as error:  # botocore, aiohttp and the OS each have their own
             raise InputError(
-                f"store.root {self.root} cannot be written: {_reason(error)}",
+                f"store.root {self.root} cannot be written: {reason(error)}",
                 expected="a writable folder or bucket",
                 remedy="check the path, its permissions and the AWS_* environment",
             ) from error
@@ -261,9 +261,3 @@ def open_artifact(uri: str) -> Artifact:
 def _fsync(path: Path) -> None:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-
-
-def _reason(error: BaseException) -> str:
-    """One line of an error, without the URL parts that could hold a secret."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.split("?", 1)[0]

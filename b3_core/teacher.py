@@ -109,6 +109,12 @@ def model_identity(name: str, revision: str | None) -> dict[str, str]:
     return {"weights": digest.hexdigest()[:20]}
 
 
+def weights_of(name: str, revision: str | None) -> str:
+    """Write :func:`model_identity` in one line, as stages name it among their inputs."""
+    identity = model_identity(name, revision)
+    return ":".join(f"{key}={value}" for key, value in sorted(identity.items()))
+
+
 def load_model(name: str, *, revision: str | None = None, device: str | None = None) -> Any:
     """Load a sentence-transformers model; never runs code that came with the weights.
 

@@ -64,10 +64,6 @@ class TerminalReporter:
         if seconds >= 0.05:
             self.console.print(f"{title:<12} {seconds:7.1f} s", highlight=False)
 
-    def note(self, text: str) -> None:
-        """Print one line."""
-        self.console.print(text, highlight=False)
-
 
 def arms_table(results: dict[str, Any]) -> Table:
     """Lay the arms out side by side; the spread is the standard deviation over seeds."""

@@ -19,9 +19,6 @@ class Reporter(Protocol):
     def step(self, title: str) -> contextlib.AbstractContextManager[Progress]:
         """Open a step; what it yields is told ``(done, total)``."""
 
-    def note(self, text: str) -> None:
-        """Say one line."""
-
 
 class LogReporter:
     """Writes a line when a step ends: for runs that nobody watches live."""
@@ -36,10 +33,6 @@ class LogReporter:
         yield lambda done, total: None
         self._logger.info("%s: done in %.1f s", title, time.monotonic() - started)
 
-    def note(self, text: str) -> None:
-        """Log one line."""
-        self._logger.info(text)
-
 
 _current: Reporter = LogReporter()
 #: Seconds spent in each step of this process, by title.
@@ -50,11 +43,6 @@ def use(reporter: Reporter) -> None:
     """Send the steps of this process to ``reporter``."""
     global _current  # noqa: PLW0603 - one terminal a process
     _current = reporter
-
-
-def note(text: str) -> None:
-    """Say one line to whoever listens."""
-    _current.note(text)
 
 
 @contextlib.contextmanager
