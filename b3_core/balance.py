@@ -20,7 +20,7 @@ from b3_core.graph import CsrGraph
 from b3_core.progress import Progress, silent
 from b3_core.swap import Net, refine
 
-VERSION = 1
+VERSION = 2
 
 
 def balance(
@@ -64,7 +64,14 @@ def balance(
     net = Net.of(attract, repel, group_N=group_N, repulsion=spec.repulsion)
     exact_N = _pack(_cut(label_N, attract, k=spec.k, rng=rng), net, spec.k)
     if spec.swap_rounds:
-        exact_N = refine(exact_N, net, rounds=spec.swap_rounds, rng=rng, progress=progress)
+        exact_N = refine(
+            exact_N,
+            net,
+            rounds=spec.swap_rounds,
+            rng=rng,
+            progress=progress,
+            evenness=spec.evenness,
+        )
     return Partition(
         exact_N,
         k=spec.k,

@@ -1,15 +1,15 @@
 """From communities to the batches of every epoch.
 
     choose: which rows take part in an epoch; those that the last one left out come first
-    mixed epoch:  a batch is batch_size / k whole communities of one dataset, drawn at random
-    random epoch: a batch is batch_size rows of one dataset, drawn at random (the curriculum)
-    shuffle: all datasets' batches of an epoch, together
+    deal:   a batch is batch_size / k whole communities of one dataset, drawn at random; or rows of
+            one dataset drawn at random; or some of both, as the curriculum says
+    mix:    all datasets' batches of an epoch
 
 Communities are regrouped every epoch. Each dataset leaves N mod batch_size rows out of an epoch,
 whole communities as far as possible, and other ones every time.
 
 Legend: N rows, K rows of a community, C full communities, U communities that take part,
-S batches, B rows of a batch, P communities of a batch (P K = B), L rows left out.
+S batches, B rows of a batch, P communities of a batch (P K = B), L rows left out, D datasets.
 """
 
 from collections import Counter
@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from b3_core.communities import Partition
-from b3_core.config import BatchSpec
+from b3_core.config import BatchSpec, Phase
 from b3_core.errors import InputError
 
-VERSION = 1
+VERSION = 2
 
 LOOK = 32  # exchanges tried for a community that meets its own groups in its batch
 PASSES = 3  # times all batches are looked through for such communities
@@ -48,7 +48,7 @@ class BatchPlan:
     epoch_S: npt.NDArray[np.int16]
     """Epoch of each batch, ascending."""
     community_SB: Rows
-    """Community of each row in its dataset's partition; -1 where the epoch is random."""
+    """Community of each row in its dataset's partition of that epoch; -1 if drawn at random."""
     left_out: npt.NDArray[np.int32]
     """(L, 3) of (epoch, dataset, row), sorted: what an epoch lacks, since batches are full."""
     duplicates: int = 0
@@ -66,8 +66,8 @@ class BatchPlan:
         """Verify every invariant against the number of rows of each dataset.
 
         Every row is exactly once in each epoch, or left out of it; no row is left out twice in a
-        row; fewer rows are left out than fill a batch; an epoch is random as a whole or not at
-        all, and in one that is not, a community is in one batch, in consecutive slots.
+        row; fewer rows are left out than fill a batch; a community is in one batch of an epoch,
+        in consecutive slots.
 
         Raises
         ------
@@ -91,10 +91,6 @@ class BatchPlan:
                 left_L = left_LX[(left_LX[:, 0] == epoch) & (left_LX[:, 1] == dataset), 2]
                 before_N = self._check_rows(self.row_SB[batch_S], left_L, before_N, where=where)
                 _check_communities(self.community_SB[batch_S], where=where)
-        for epoch in range(epochs):
-            random_SB = self.community_SB[self.epoch_S == epoch] < 0
-            if random_SB.any() and not random_SB.all():
-                raise ValueError(f"epoch {epoch} is neither random nor made of communities")
 
     def _check_rows(
         self, row_SB: Rows, left_L: Rows, before_N: npt.NDArray[np.bool_], *, where: str
@@ -119,32 +115,37 @@ class BatchPlan:
 
 
 def _check_communities(community_SB: Rows, *, where: str) -> None:
-    if not community_SB.size or community_SB.max() < 0:
-        return
     # A run of equal communities starts at the first slot and wherever the community changes.
     starts_SB = np.ones(community_SB.shape, bool)
     starts_SB[:, 1:] = community_SB[:, 1:] != community_SB[:, :-1]
+    starts_SB &= community_SB >= 0
     community, runs = np.unique(community_SB[starts_SB], return_counts=True)
     if (runs > 1).any():
         raise ValueError(f"{where}: community {community[runs > 1][0]} is in several places")
 
 
 def plan_batches(
-    partitions: Sequence[Partition],
+    partitions: Sequence[Sequence[Partition]],
     *,
     group_of: Sequence[npt.NDArray[np.int32]],
     spec: BatchSpec,
     rng: np.random.Generator,
+    variant_of: Sequence[int] = (),
+    weight_of: Sequence[float] = (),
 ) -> BatchPlan:
     """Draw the batches of every epoch.
 
     Parameters
     ----------
     partitions
-        One a dataset; each batch comes from a single one.
+        One or more a dataset; each batch comes from a single dataset.
     group_of
         Groups of each dataset's rows. No group is twice in a batch where that can be avoided: in
-        random epochs always, else by a bounded search (``LOOK``, ``PASSES``).
+        random batches always, else by a bounded search (``LOOK``, ``PASSES``).
+    variant_of
+        For each epoch which of a dataset's partitions it uses; the first if empty.
+    weight_of
+        Weights of the datasets for ``spec.mixing``; equal if empty.
 
     Returns
     -------
@@ -159,44 +160,76 @@ def plan_batches(
     if len(partitions) != len(group_of):
         raise ValueError(f"{len(partitions)} partitions, but groups of {len(group_of)} datasets")
     decks = [
-        _Deck(partition, group_N, batch_size=spec.batch_size, rng=rng)
-        for partition, group_N in zip(partitions, group_of, strict=True)
+        _Deck(tuple(parts), group_N, batch_size=spec.batch_size, rng=rng)
+        for parts, group_N in zip(partitions, group_of, strict=True)
     ]
-    rows, communities, datasets, epochs, left, duplicates = [], [], [], [], [], 0
-    for epoch in range(spec.epochs):
-        drawn = [deck.draw(at_random=epoch < spec.random_epochs) for deck in decks]
-        counts = [len(row_SB) for row_SB, _ in drawn]
-        order_S = rng.permutation(sum(counts))
-        rows.append(np.concatenate([row_SB for row_SB, _ in drawn])[order_S])
-        communities.append(np.concatenate([community_SB for _, community_SB in drawn])[order_S])
-        datasets.append(np.repeat(np.arange(len(decks), dtype=np.int16), counts)[order_S])
-        epochs.append(np.full(len(order_S), epoch, np.int16))
-        for dataset, (deck, (row_SB, _)) in enumerate(zip(decks, drawn, strict=True)):
+    weight_D = np.array(weight_of or [1.0] * len(decks))
+    chosen = [variant_of[epoch] if variant_of else 0 for epoch in range(spec.epochs)]
+    dealt: list[tuple[int, int, Rows, Rows]] = []  # dataset, epoch, rows, communities of a stretch
+    left, duplicates = [], 0
+    for epoch, segments in enumerate(spec.segments()):
+        drawn = [deck.draw(segments, variant=chosen[epoch]) for deck in decks]
+        for stretch in zip(*drawn, strict=True):
+            order = _mix([len(rows) for rows, _ in stretch], spec.mixing, weight_D, rng=rng)
+            dealt.extend((d, epoch, *(part[i : i + 1] for part in stretch[d])) for d, i in order)
+        for dataset, (deck, stretches) in enumerate(zip(decks, drawn, strict=True)):
             left_L = np.sort(deck.left_L)
             left.append(np.column_stack([np.full((len(left_L), 2), (epoch, dataset)), left_L]))
-            duplicates += _repeats(deck.group_N[row_SB])
+            duplicates += sum(_repeats(deck.group_N[row_SB]) for row_SB, _ in stretches)
     return BatchPlan(
-        np.concatenate(rows),
-        np.concatenate(datasets),
-        np.concatenate(epochs),
-        np.concatenate(communities),
+        np.concatenate([rows for *_, rows, _ in dealt]),
+        np.array([dataset for dataset, *_ in dealt], np.int16),
+        np.array([epoch for _, epoch, *_ in dealt], np.int16),
+        np.concatenate([communities for *_, communities in dealt]),
         np.concatenate(left).astype(np.int32),
         duplicates,
     )
+
+
+def _mix(
+    count_D: Sequence[int],
+    mixing: str,
+    weight_D: npt.NDArray[np.float64],
+    *,
+    rng: np.random.Generator,
+) -> list[tuple[int, int]]:
+    """Order the batches of all datasets: (dataset, batch), those of one dataset ascending."""
+    if mixing == "round-robin":
+        # The n-th batches of all datasets come together, for as long as a dataset has one.
+        key = np.concatenate([np.arange(count, dtype=float) for count in count_D])
+    elif mixing == "weighted":
+        # Arrivals of Poisson processes of these rates: whose is next is drawn by weight.
+        key = np.concatenate(
+            [
+                rng.exponential(1 / weight, count).cumsum()
+                for count, weight in zip(count_D, weight_D, strict=True)
+            ]
+        )
+    else:
+        key = rng.random(sum(count_D))
+        splits = np.cumsum(count_D)[:-1]
+        key = np.concatenate([np.sort(part) for part in np.split(key, splits)])
+    dataset = np.repeat(np.arange(len(count_D)), count_D)
+    batch = np.concatenate([np.arange(count) for count in count_D])
+    order = np.argsort(key, kind="stable")
+    return list(zip(dataset[order].tolist(), batch[order].tolist(), strict=True))
 
 
 @dataclass(eq=False)
 class _Deck:
     """One dataset, dealt anew every epoch; remembers the rows that the last one left out."""
 
-    partition: Partition
+    partitions: tuple[Partition, ...]
     group_N: npt.NDArray[np.int32]
     batch_size: int
     rng: np.random.Generator
     left_L: Rows = field(default_factory=lambda: np.empty(0, np.int32))
 
     def __post_init__(self) -> None:
-        rows, k = len(self.partition.label_N), self.partition.k
+        for partition in self.partitions:
+            self._check(len(partition.label_N), partition.k)
+
+    def _check(self, rows: int, k: int) -> None:
         if len(self.group_N) != rows:
             raise ValueError(f"{rows} rows in communities, but groups of {len(self.group_N)}")
         if rows < self.batch_size:
@@ -212,38 +245,71 @@ class _Deck:
                 remedy="change batches.batch_size or mining.k",
             )
 
-    def draw(self, *, at_random: bool) -> tuple[Rows, Rows]:
-        """Return rows and communities of one epoch's batches, both (S, B)."""
-        row_UK = self._choose()
-        if at_random:
+    def draw(
+        self, segments: Sequence[tuple[float, Phase]], *, variant: int
+    ) -> list[tuple[Rows, Rows]]:
+        """Return rows and communities of one epoch's batches, both (S, B), a pair a segment."""
+        row_UK, community_UK = self._choose(self.partitions[variant])
+        order_U = self.rng.permutation(len(row_UK))
+        each = self.batch_size // row_UK.shape[1]
+        shares = np.cumsum([share for share, _ in segments])
+        ends = np.rint(shares * (len(row_UK) // each)).astype(int)[:-1] * each
+        parts = np.split(order_U, ends)
+        return [
+            self._deal(row_UK[part_U], community_UK[part_U], phase.random_share)
+            for part_U, (_, phase) in zip(parts, segments, strict=True)
+        ]
+
+    def _deal(self, row_UK: Rows, community_UK: Rows, share: float) -> tuple[Rows, Rows]:
+        """Deal communities to batches, a share of their places to rows drawn at random."""
+        units, k = row_UK.shape
+        if not units:  # a stretch too short for a batch
+            return (np.empty((0, self.batch_size), np.int32),) * 2
+        if share == 1:
             row_SB = _deal(row_UK.ravel(), self.group_N, self.batch_size, rng=self.rng)
             return row_SB, np.full(row_SB.shape, -1, np.int32)
-        unit_SP = self.rng.permutation(len(row_UK)).reshape(-1, self.batch_size // row_UK.shape[1])
+        each = self.batch_size // k
+        # Batch s gives floor((s + 1) share P) - floor(s share P) of its P places to random rows:
+        # each the whole number below or above, and together their share.
+        step_S = np.floor(np.arange(units // each + 1) * share * each + 1e-9).astype(int)
+        broken_S, broken = np.diff(step_S), step_S[-1]
+        row_UK[:broken] = self.rng.permuted(row_UK[:broken].ravel()).reshape(-1, k)
+        community_UK[:broken] = -1
+        first_SP = np.arange(each) < broken_S[:, None]  # the places of random rows
+        unit_SP = np.empty(first_SP.shape, np.int64)
+        unit_SP[first_SP], unit_SP[~first_SP] = np.arange(broken), np.arange(broken, units)
         unit_SP = _part_groups(unit_SP, self.group_N[row_UK], rng=self.rng)
-        row_SB = row_UK[unit_SP].reshape(-1, self.batch_size)
-        return row_SB, self.partition.label_N[row_SB]
+        shape = (-1, self.batch_size)
+        return row_UK[unit_SP].reshape(shape), community_UK[unit_SP].reshape(shape)
 
-    def _choose(self) -> Rows:
-        """Choose (U, K) rows in communities, and note in ``left_L`` which rows are left out.
+    def _choose(self, partition: Partition) -> tuple[Rows, Rows]:
+        """Choose rows in communities, both (U, K); note in ``left_L`` which rows are left out.
 
-        Communities with a row that was left out last time come first. There is room for them:
-        they are fewer than P, since P K rows fill a batch, and U is a multiple of P. The short
-        community counts as one of them, but as no whole one: its rows take the places of as many
-        rows of the last community chosen, and those are left out instead.
+        Communities with a row that was left out last time come first. Rows that were left out and
+        are in none of those chosen, as those of the short community, take the places of as many
+        rows of the last communities chosen, and those are left out instead. There is room: fewer
+        rows were left out than fill a batch.
         """
-        label_N, k = self.partition.label_N, self.partition.k
+        label_N, k = partition.label_N, partition.k
         order_N = np.lexsort((self.rng.random(len(label_N)), label_N)).astype(np.int32)
         whole = len(label_N) // k
-        row_CK, short = order_N[: whole * k].reshape(whole, k), order_N[whole * k :]
+        row_CK = order_N[: whole * k].reshape(whole, k)
         missed = np.unique(label_N[self.left_L])
         first_C = np.lexsort((self.rng.random(whole), ~np.isin(np.arange(whole), missed)))
         units = len(label_N) // self.batch_size * (self.batch_size // k)
         row_UK = row_CK[first_C[:units]]
-        if whole in missed:
-            out = row_UK[-1, : len(short)].copy()
-            row_UK[-1, : len(short)], short = short, out
-        self.left_L = np.concatenate([row_CK[first_C[units:]].ravel(), short])
-        return row_UK
+        # Rows that must stay come first in their community, so that it loses its last places.
+        stays_UK = np.isin(row_UK, self.left_L)
+        row_UK = np.take_along_axis(row_UK, np.argsort(~stays_UK, axis=1, kind="stable"), axis=1)
+        community_UK = label_N[row_UK]
+        absent_L = self.left_L[~np.isin(self.left_L, row_UK)]
+        if absent_L.size:
+            place_L = np.flatnonzero(~np.isin(row_UK, self.left_L))[-len(absent_L) :]
+            row_UK.flat[place_L] = absent_L
+            together = len(set(label_N[absent_L])) == len(set(place_L // k)) == 1
+            community_UK.flat[place_L] = label_N[absent_L] if together else -1
+        self.left_L = np.setdiff1d(np.arange(len(label_N), dtype=np.int32), row_UK)
+        return row_UK, community_UK
 
 
 def _deal(

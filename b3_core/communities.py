@@ -1,34 +1,45 @@
-"""Communities of any size in the window graph, by one of four partitioners.
+"""Communities of any size in the window graph, by one of several partitioners.
 
     CsrGraph -> find_communities -> a label a row -> balance (next module) -> Partition
 
-A partitioner sees the graph, the settings and a random generator, and nothing else. Making the
-sizes exact is not its business: METIS misses them, Leiden does not aim at them.
+A partitioner sees the two graphs, the settings and a random generator, and nothing else. Making
+the sizes exact is not its business: METIS misses them, Leiden does not aim at them.
 
 Legend: N rows, E directed edges, C communities.
 """
 
 import contextlib
 import importlib
+import itertools
 import json
 import random
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from b3_core.artifacts import Artifact, Draft
 from b3_core.config import MiningSpec
 from b3_core.errors import InputError
 from b3_core.graph import CsrGraph
 
-VERSION = 1
+VERSION = 2
+
+# Tolerances tried for METIS when none is given: below 1 / k there is no room for one row more,
+# and beyond 30 % the parts are so unequal that making them exact undoes them.
+TOLERANCES = (0.05, 0.1, 0.2, 0.3)
 
 # Where Leiden's gains level off: on a made-up graph of 68,000 rows, 3 iterations reached 97 % of
 # the quality that iterating to the end did, in an eighth of the time.
 LEIDEN_ITERATIONS = 3
+
+# Share of a row's strength that a community of k rows is worth having for: see ``resolution``.
+RESOLUTION_SHARE = 0.3
 
 Labels = npt.NDArray[np.int32]
 
@@ -93,13 +104,30 @@ class Partitioner(Protocol):
     """Finds communities; the labels it gives need not be consecutive."""
 
     def __call__(
-        self, graph: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator
+        self,
+        attract: CsrGraph,
+        spec: MiningSpec,
+        *,
+        rng: np.random.Generator,
+        repel: CsrGraph | None,
     ) -> npt.ArrayLike:
         """Return a non-negative integer label for each of the N rows."""
 
 
-def find_communities(graph: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator) -> Labels:
+def find_communities(
+    attract: CsrGraph,
+    spec: MiningSpec,
+    *,
+    rng: np.random.Generator,
+    repel: CsrGraph | None = None,
+) -> Labels:
     """Find communities with ``spec.partitioner``.
+
+    Parameters
+    ----------
+    attract, repel
+        Rows that belong together, and rows that should not meet. Only ``leidenalg`` looks at the
+        latter, and only if ``spec.repulsion`` is not 0; the others leave it to the swaps.
 
     Returns
     -------
@@ -111,66 +139,204 @@ def find_communities(graph: CsrGraph, spec: MiningSpec, *, rng: np.random.Genera
     InputError
         The partitioner's package is not installed.
     """
-    found_N = np.asarray(PARTITIONERS[spec.partitioner](graph, spec, rng=rng))
-    if found_N.shape != (graph.rows,):
-        raise ValueError(f"{spec.partitioner} labelled {found_N.shape} of {graph.rows} rows")
+    found_N = np.asarray(PARTITIONERS[spec.partitioner](attract, spec, rng=rng, repel=repel))
+    if found_N.shape != (attract.rows,):
+        raise ValueError(f"{spec.partitioner} labelled {found_N.shape} of {attract.rows} rows")
     return np.unique(found_N, return_inverse=True)[1].astype(np.int32)
 
 
-def _leiden(graph: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator) -> npt.ArrayLike:
+def _leiden(
+    attract: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator, repel: CsrGraph | None
+) -> npt.ArrayLike:
     """Leiden in igraph's C: the sum over communities of inner weight - resolution * pairs of rows.
 
     Objective: the constant Potts model, Traag, Van Dooren and Nesterov 2011, arXiv 1104.3083.
     """
     igraph = _require("igraph")
-    network, weight = _igraph_graph(igraph, graph)
+    network, weight = _igraph_graph(igraph, attract)
     with _seeded(igraph, _seed(rng)):
         clustering = network.community_leiden(
             objective_function="CPM",
             weights=weight,
-            resolution=spec.resolution,
+            resolution=resolution(attract, spec),
             n_iterations=LEIDEN_ITERATIONS,
         )
     return np.array(clustering.membership)
 
 
-def _leidenalg(graph: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator) -> npt.ArrayLike:
-    """Leiden in its authors' package, on the same objective: the reference for ``leiden``."""
-    leidenalg = _require("leidenalg")
-    network, weight = _igraph_graph(_require("igraph"), graph)
-    found = leidenalg.find_partition(
-        network,
-        leidenalg.CPMVertexPartition,
-        weights=weight,
-        resolution_parameter=spec.resolution,
-        n_iterations=LEIDEN_ITERATIONS,
-        seed=_seed(rng),
-    )
-    return np.array(found.membership)
+def _leidenalg(
+    attract: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator, repel: CsrGraph | None
+) -> npt.ArrayLike:
+    """Leiden in its authors' package: the reference for ``leiden``, and with a layer that repels.
 
-
-def _metis(graph: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator) -> npt.ArrayLike:
-    """METIS at its defaults in N // k parts, as published (arXiv 2505.11293, section 4).
-
-    Its own seed hardly changes the outcome; the order of the rows does, so that is what is drawn.
+    With ``spec.repulsion`` the objective is multiplex: inner weight - resolution * pairs -
+    repulsion * inner weight of ``repel``, the negative layer without a resolution of its own.
     """
-    pymetis = _require("pymetis")
-    order_N = rng.permutation(graph.rows)
-    shuffled = graph.to_scipy()[order_N][:, order_N]
-    found = pymetis.part_graph(
-        max(graph.rows // spec.k, 1),
-        pymetis.CSRAdjacency(shuffled.indptr.astype(np.int64), shuffled.indices.astype(np.int64)),
-        eweights=np.maximum(np.rint(shuffled.data), 1).astype(np.int64),
+    leidenalg, igraph = _require("leidenalg"), _require("igraph")
+    layers = [(attract, resolution(attract, spec), 1.0)]
+    if repel is not None and spec.repulsion:
+        layers.append((repel, 0.0, -spec.repulsion))
+    parts = []
+    for graph, gamma, _ in layers:
+        network, weight = _igraph_graph(igraph, graph)
+        parts.append(
+            leidenalg.CPMVertexPartition(network, weights=weight, resolution_parameter=gamma)
+        )
+    optimiser = leidenalg.Optimiser()
+    optimiser.set_rng_seed(_seed(rng))
+    optimiser.optimise_partition_multiplex(
+        parts, layer_weights=[sign for *_, sign in layers], n_iterations=LEIDEN_ITERATIONS
     )
-    label_N = np.empty(graph.rows, np.int64)
-    label_N[order_N] = np.asarray(found.vertex_part)
+    return np.array(parts[0].membership)
+
+
+def resolution(attract: CsrGraph, spec: MiningSpec) -> float:
+    """Return the CPM resolution: the one given, else one that suits the graph and ``spec.k``.
+
+    A community pays off while its inner density is above the resolution. Where k rows of mean
+    strength s kept all of their weight among themselves, that density would be s / (k - 1); how
+    much of it can be kept was measured (docs/decisions.md, "Resolution of Leiden").
+    """
+    if spec.resolution is not None:
+        return spec.resolution
+    strength = float(attract.weight.sum(dtype=np.float64)) / max(attract.rows, 1)
+    return max(RESOLUTION_SHARE * strength / (spec.k - 1), 1e-6)
+
+
+def _metis_paper(
+    attract: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator, repel: CsrGraph | None
+) -> npt.ArrayLike:
+    """METIS at its defaults in N // k parts, as published (arXiv 2505.11293, section 4)."""
+    return _Metis.of(attract, spec, rng).part(None)
+
+
+def _metis(
+    attract: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator, repel: CsrGraph | None
+) -> npt.ArrayLike:
+    """METIS with room to work in: at its default of 3 % no part of k <= 33 rows can take one more.
+
+    Without ``spec.tolerance`` the best of ``TOLERANCES`` is taken, by the weight inside parts.
+    """
+    network = _Metis.of(attract, spec, rng)
+    if spec.tolerance is not None:
+        return network.part(spec.tolerance)
+    found = [network.part(tolerance) for tolerance in TOLERANCES]
+    kept = [_kept(np.asarray(label_N), attract, spec.k) for label_N in found]
+    return found[int(np.argmax(kept))]
+
+
+@dataclass(frozen=True)
+class _Metis:
+    """A graph as METIS reads it.
+
+    METIS's own seed hardly changes the outcome; the order of the rows does, so that is drawn.
+    """
+
+    order_N: npt.NDArray[np.int64]
+    adjacency: Any
+    weight_E: npt.NDArray[np.int64]
+    parts: int
+
+    @classmethod
+    def of(cls, attract: CsrGraph, spec: MiningSpec, rng: np.random.Generator) -> Self:
+        order_N = rng.permutation(attract.rows)
+        shuffled = attract.to_scipy()[order_N][:, order_N]
+        adjacency = _require("pymetis").CSRAdjacency(
+            shuffled.indptr.astype(np.int64), shuffled.indices.astype(np.int64)
+        )
+        parts = max(attract.rows // spec.k, 1)
+        return cls(order_N, adjacency, _whole_weights(shuffled.data), parts)
+
+    def part(self, tolerance: float | None) -> npt.NDArray[np.int64]:
+        pymetis = _require("pymetis")
+        options = {} if tolerance is None else {"ufactor": max(round(1000 * tolerance), 1)}
+        found = pymetis.part_graph(
+            self.parts,
+            self.adjacency,
+            eweights=self.weight_E,
+            options=pymetis.Options(**options),
+        )
+        label_N = np.empty(len(self.order_N), np.int64)
+        label_N[self.order_N] = np.asarray(found.vertex_part)
+        return label_N
+
+
+def _kept(label_N: npt.NDArray[np.int64], attract: CsrGraph, k: int) -> float:
+    """Estimate the weight that is left inside when every part is cut down to k rows.
+
+    Of a part of s > k rows, k keep (k (k - 1)) / (s (s - 1)) of the pairs.
+    """
+    size_C = np.bincount(label_N)
+    share_C = np.minimum(k * (k - 1.0) / np.maximum(size_C * (size_C - 1.0), 1.0), 1.0)
+    row_E = np.repeat(np.arange(attract.rows), np.diff(attract.indptr))
+    inside_E = label_N[row_E] == label_N[attract.indices]
+    return float(attract.weight[inside_E] @ share_C[label_N[row_E[inside_E]]])
+
+
+def _kaminpar(
+    attract: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator, repel: CsrGraph | None
+) -> npt.ArrayLike:
+    """KaMinPar (Gottesbueren et al. 2021, arXiv 2105.02022), told the exact size of every part.
+
+    On one thread, the only number at which it gives the same parts again.
+    """
+    kaminpar = _require("kaminpar")
+    size_C = community_sizes(attract.rows, spec.k)
+    if len(size_C) == 1 or not attract.indices.size:
+        return _random(attract, spec, rng=rng, repel=repel)
+    order_N = rng.permutation(attract.rows)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "graph.metis"  # it reads graphs from files only
+        _write_metis(attract.to_scipy()[order_N][:, order_N], file)
+        kaminpar.reseed(_seed(rng))
+        graph = kaminpar.load_graph(str(file), kaminpar.GraphFileFormat.METIS)
+        engine = kaminpar.KaMinPar(num_threads=1, ctx=kaminpar.default_context())
+        found = engine.compute_partition(graph, max_block_weights=size_C.tolist())
+    label_N = np.empty(attract.rows, np.int64)
+    label_N[order_N] = np.asarray(found)
     return label_N
 
 
-def _random(graph: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator) -> npt.ArrayLike:
+def _write_metis(graph: Any, file: Path) -> None:
+    """Write METIS's text format: rows, edges and "weighted", then a line a row, counted from 1."""
+    pair_2E = np.empty(2 * graph.nnz, np.int64)
+    pair_2E[::2], pair_2E[1::2] = graph.indices + 1, _whole_weights(graph.data)
+    words = pair_2E.astype(str)
+    with file.open("w", encoding="ascii") as stream:
+        stream.write(f"{graph.shape[0]} {graph.nnz // 2} 1\n")
+        for start, stop in itertools.pairwise(2 * graph.indptr.astype(np.int64)):
+            stream.write(" ".join(words[start:stop]) + "\n")
+
+
+def _whole_weights(weight_E: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Round weights to whole numbers, as METIS wants them; small ones in hundredths."""
+    scale = 1 if (weight_E == np.rint(weight_E)).all() else 100
+    whole_E: npt.NDArray[np.int64] = np.maximum(np.rint(scale * weight_E), 1).astype(np.int64)
+    return whole_E
+
+
+def _rcm(
+    attract: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator, repel: CsrGraph | None
+) -> npt.ArrayLike:
+    """Rows in reverse Cuthill-McKee order, cut every k.
+
+    A small bandwidth puts neighbours close in the order: the idea of GCBS (Sachidananda, Yang and
+    Zhu 2023, arXiv 2210.12874). Cuthill and McKee 1969, 10.1145/800195.805928.
+    """
+    order_N = rng.permutation(attract.rows)  # ties, and where each component starts
+    shuffled = attract.to_scipy()[order_N][:, order_N]
+    label_N = np.empty(attract.rows, np.int64)
+    band_N = reverse_cuthill_mckee(shuffled, symmetric_mode=True)
+    label_N[order_N[band_N]] = np.arange(attract.rows) // spec.k
+    return label_N
+
+
+def _random(
+    attract: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator, repel: CsrGraph | None
+) -> npt.ArrayLike:
     """Rows in random order, cut every k: exact already, and blind to the graph."""
-    label_N = np.empty(graph.rows, np.int64)
-    label_N[rng.permutation(graph.rows)] = np.arange(graph.rows) // spec.k
+    label_N = np.empty(attract.rows, np.int64)
+    label_N[rng.permutation(attract.rows)] = np.arange(attract.rows) // spec.k
     return label_N
 
 
@@ -178,6 +344,9 @@ PARTITIONERS: Mapping[str, Partitioner] = {
     "leiden": _leiden,
     "leidenalg": _leidenalg,
     "metis": _metis,
+    "metis-paper": _metis_paper,
+    "kaminpar": _kaminpar,
+    "rcm": _rcm,
     "random": _random,
 }
 

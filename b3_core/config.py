@@ -9,18 +9,21 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from b3_core.errors import InputError
 
-Task = Literal["retrieval", "grounding", "vqa"]
-ArmName = Literal["random", "paper", "b3"]
+Task = Literal["retrieval", "grounding", "vqa", "classification"]
+ArmName = Literal["random", "paper", "paper-curriculum", "b3"]
 
 #: False-negative cut-off p by task (arXiv 2505.11293; VQA answers are short and nearly repeat).
-DEFAULT_P: dict[str, int] = {"retrieval": 30, "grounding": 30, "vqa": 70}
+#: Classification ranks labels instead of rows, and knows no p.
+DEFAULT_P: dict[str, int] = {"retrieval": 30, "grounding": 30, "vqa": 70, "classification": 0}
+
+_SLIVER = 1e-6  # of an epoch: sums of fractions such as 1/3 are not exact
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -43,7 +46,14 @@ class DatasetSpec(Spec):
         description="Column whose equal values mark rows that are positives of one another; "
         "by default rows with the same positive text form a group.",
     )
-    task: Task = Field("retrieval", description="Sets the default of mining.p.")
+    task: Task = Field(
+        "retrieval",
+        description="Sets the default of mining.p; for classification, whose positives are label "
+        "texts, rows are linked by the labels they are near (mining.label_share).",
+    )
+    weight: float = Field(
+        1.0, gt=0, description="How early its batches come where batches.mixing is 'weighted'."
+    )
     eval_uri: str | None = Field(
         None,
         description="Held-out rows, same columns; by default a share of the groups is held out.",
@@ -75,13 +85,37 @@ class MiningSpec(Spec):
         ge=0,
         description="First ranks dropped as probable false negatives; by task if absent.",
     )
-    m: int = Field(100, ge=1, description="Ranks kept after the first p: the window.")
+    m: int = Field(
+        100,
+        ge=1,
+        description="Ranks kept after the first p: the window. For classification, how many of the "
+        "rows that it may be linked to are drawn for a row.",
+    )
+    label_share: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="Classification: the share of the other labels, nearest first, whose rows a "
+        "row may be linked to, if they in turn are near its label.",
+    )
     k: int = Field(32, ge=2, description="Rows in a community.")
     graph: Literal["mutual", "union"] = Field(
         "mutual", description="Edges in both windows only, or in either (mutual ones weigh 2)."
     )
-    partitioner: Literal["leiden", "leidenalg", "metis", "random"] = "leiden"
-    resolution: float = Field(0.05, gt=0, description="CPM resolution of Leiden.")
+    weights: Literal["count", "score"] = Field(
+        "count",
+        description="Weight of an edge: 1 for each direction it is there in, or the teacher's "
+        "score of that direction, scaled to mean 1.",
+    )
+    partitioner: Literal[
+        "leiden", "leidenalg", "metis", "metis-paper", "kaminpar", "rcm", "random"
+    ] = "leiden"
+    resolution: float | None = Field(
+        None, gt=0, description="CPM resolution of Leiden; chosen from the graph if absent."
+    )
+    tolerance: float | None = Field(
+        None, gt=0, le=1, description="Slack of METIS's part sizes; the best of several if absent."
+    )
     swap_rounds: int = Field(
         20,
         ge=0,
@@ -90,27 +124,100 @@ class MiningSpec(Spec):
     repulsion: float = Field(
         0.0, ge=0, description="Weight (lambda) of keeping rows of rank < p out of the community."
     )
+    evenness: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How much less an edge is worth in a community that has many: 0 not at all, "
+        "1 nothing at twice the mean.",
+    )
+
+    def variant(self, phase: "Phase") -> Self:
+        """Return the mining of one phase of a curriculum."""
+        own = phase.model_dump(include={"k", "repulsion"}, exclude_none=True)
+        return self.model_copy(update=own)
+
+    def variants(self, batches: "BatchSpec") -> "list[Self]":
+        """Return the minings that a curriculum needs, each once, in the order of their use.
+
+        A curriculum without any mined phase still has one: it says which rows there are.
+        """
+        mined = [phase for phase in batches.curriculum if phase.random_share < 1]
+        found = [self.variant(phase) for phase in mined] or [self]
+        return list({mining.model_dump_json(): mining for mining in found}.values())
 
     def cutoff(self, task: str) -> int:
         """Return p: the one given, else the default of the dataset's task."""
         return DEFAULT_P[task] if self.p is None else self.p
 
 
+class Phase(Spec):
+    """A stretch of training whose batches are made in one way."""
+
+    epochs: float = Field(
+        1.0, gt=0, description="How long it lasts; a fraction ends inside an epoch."
+    )
+    random_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of each batch that is drawn at random; 1 for random batches.",
+    )
+    k: int | None = Field(None, ge=2, description="Rows in a community, instead of mining.k.")
+    repulsion: float | None = Field(None, ge=0, description="Instead of mining.repulsion.")
+
+
 class BatchSpec(Spec):
     """From communities to the batches of every epoch."""
 
     batch_size: int = Field(64, ge=2, description="Rows in a batch: a multiple of mining.k.")
-    epochs: int = Field(3, ge=1)
-    random_epochs: int = Field(
-        1, ge=0, description="First epochs whose batches are drawn at random: the curriculum."
+    curriculum: tuple[Phase, ...] = Field(
+        (Phase(epochs=1, random_share=1), Phase(epochs=2)),
+        min_length=1,
+        description="Phases in order: by default an epoch of random batches, then two of mined.",
+    )
+    negatives: int = Field(
+        0, ge=0, description="Hard negatives a query, shared by its batch (B3++: 5)."
+    )
+    mixing: Literal["proportional", "round-robin", "weighted"] = Field(
+        "proportional",
+        description="Order of the datasets' batches in an epoch: shuffled; in turn while they "
+        "last; or drawn by the datasets' weights while they last.",
     )
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases."""
+        return round(sum(phase.epochs for phase in self.curriculum))
+
+    def segments(self) -> list[list[tuple[float, Phase]]]:
+        """Cut the phases at the ends of epochs.
+
+        Returns
+        -------
+        list of list of (float, Phase)
+            For each epoch the phases in it, with the share of the epoch that each lasts.
+        """
+        cuts: list[list[tuple[float, Phase]]] = [[] for _ in range(self.epochs)]
+        start = 0.0
+        for phase in self.curriculum:
+            stop = start + phase.epochs
+            for epoch in range(self.epochs):
+                share = min(stop, epoch + 1) - max(start, epoch)
+                if share > _SLIVER:
+                    cuts[epoch].append((share, phase))
+            start = stop
+        return cuts
+
     @model_validator(mode="after")
-    def _curriculum_fits(self) -> Self:
-        if self.random_epochs > self.epochs:
-            raise ValueError(
-                f"random_epochs is {self.random_epochs}, more than epochs {self.epochs}"
-            )
+    def _whole_epochs(self) -> Self:
+        total = sum(phase.epochs for phase in self.curriculum)
+        if self.epochs < 1 or abs(total - self.epochs) > _SLIVER:
+            raise ValueError(f"the phases last {total:g} epochs, not a whole number")
+        for epoch, segments in enumerate(self.segments()):
+            mined = {(phase.k, phase.repulsion) for _, phase in segments if phase.random_share < 1}
+            if len(mined) > 1:
+                raise ValueError(f"k or repulsion changes inside epoch {epoch}, not at its start")
         return self
 
 
@@ -201,29 +308,48 @@ class PipelineSpec(Spec):
             raise ValueError(f"dataset names {names} are not all different")
         if len(set(self.arms)) < len(self.arms) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("arms and seeds must not repeat")
-        if self.batches.batch_size % self.mining.k:
+        labelled = [d.name for d in self.datasets if d.task == "classification"]
+        if labelled and self.batches.negatives:
             raise ValueError(
-                f"batches.batch_size is {self.batches.batch_size}, "
-                f"which is no multiple of mining.k = {self.mining.k}"
+                f"batches.negatives is {self.batches.negatives}, but dataset {labelled[0]} is a "
+                "classification, where no row has a window to draw them from"
             )
+        for mining in self.mining.variants(self.batches):
+            if self.batches.batch_size % mining.k:
+                raise ValueError(
+                    f"batches.batch_size is {self.batches.batch_size}, "
+                    f"which is no multiple of k = {mining.k}"
+                )
         return self
 
     def arm(self, name: str) -> tuple[MiningSpec, BatchSpec]:
         """Return the mining and batching of one arm; ``b3`` is CONFIG's own.
 
         ``random`` shuffles rows. ``paper`` is the published recipe: the mutual graph, METIS at its
-        defaults, no swaps, no curriculum (arXiv 2505.11293, section 4).
+        defaults, no swaps, no curriculum (arXiv 2505.11293, section 4). ``paper-curriculum`` is
+        the same with CONFIG's curriculum, to tell the worth of either.
         """
+        everywhere = float(self.batches.epochs)
         if name == "random":
+            at_random = (Phase(epochs=everywhere, random_share=1),)
             return (
                 self.mining.model_copy(update={"partitioner": "random", "swap_rounds": 0}),
-                self.batches.model_copy(update={"random_epochs": self.batches.epochs}),
+                self.batches.model_copy(update={"curriculum": at_random}),
             )
-        if name == "paper":
-            paper = {"partitioner": "metis", "graph": "mutual", "swap_rounds": 0, "repulsion": 0.0}
+        if name.startswith("paper"):
+            paper = {
+                "partitioner": "metis-paper",
+                "graph": "mutual",
+                "weights": "count",
+                "swap_rounds": 0,
+                "repulsion": 0.0,
+                "evenness": 0.0,
+            }
             return (
                 self.mining.model_copy(update=paper),
-                self.batches.model_copy(update={"random_epochs": 0}),
+                self.batches
+                if name == "paper-curriculum"
+                else self.batches.model_copy(update={"curriculum": (Phase(epochs=everywhere),)}),
             )
         return self.mining, self.batches
 
@@ -325,10 +451,8 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        if part == "datasets":
-            model = DatasetSpec
-            continue
         annotation = model.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        inner = next(iter(get_args(annotation)), annotation)  # of tuple[DatasetSpec, ...]
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
     return list(model.model_fields)

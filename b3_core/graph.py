@@ -7,7 +7,7 @@ Legend: N rows, M ranks, E directed edges (twice the pairs).
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,12 @@ from scipy.sparse import csr_array
 from b3_core.artifacts import Artifact, Draft
 from b3_core.neighbours import RankTable
 
-VERSION = 1
+VERSION = 2
+
+_LEAST = 1e-3  # weight of an edge whose score is not positive: it is in the window all the same
 
 Mode = Literal["mutual", "union"]
+Weights = Literal["count", "score"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,11 @@ class CsrGraph:
             csr.data.astype(np.float32),
         )
 
+    @classmethod
+    def empty(cls, rows: int) -> Self:
+        """Return a graph without an edge."""
+        return cls.of(csr_array((rows, rows), dtype=np.float32))
+
     def to_scipy(self) -> Any:
         """Return the adjacency matrix, a ``csr_array`` of (N, N)."""
         return _square(self.indptr, self.indices, self.weight)
@@ -104,7 +112,7 @@ class CsrGraph:
         )
 
 
-def link(ranks: RankTable, *, p: int, m: int, mode: Mode) -> CsrGraph:
+def link(ranks: RankTable, *, p: int, m: int, mode: Mode, weights: Weights = "count") -> CsrGraph:
     """Build the window graph: row i's window is its ranks [p, p + m).
 
     Parameters
@@ -114,6 +122,9 @@ def link(ranks: RankTable, *, p: int, m: int, mode: Mode) -> CsrGraph:
     mode
         ``mutual``: an edge of weight 1 where each row is in the other's window, as published.
         ``union``: an edge where either is, of weight 1, or 2 where both are.
+    weights
+        ``count`` as above. ``score``: each direction that is there weighs the teacher's score of
+        it, in units of the mean score of all windows; a mutual edge then the mean of both.
 
     Returns
     -------
@@ -123,14 +134,22 @@ def link(ranks: RankTable, *, p: int, m: int, mode: Mode) -> CsrGraph:
     Raises
     ------
     ValueError
-        ``ranks`` ends inside the window although there are more rows, or ``mode`` is neither.
+        ``ranks`` ends inside the window although there are more rows, or ``mode`` or ``weights``
+        is none of the above.
     """
+    for value, known in ((mode, get_args(Mode)), (weights, get_args(Weights))):
+        if value not in known:
+            raise ValueError(f"{value!r} is neither {known[0]!r} nor {known[1]!r}")
     window_NN = _directed(ranks, p, p + m)
-    if mode == "mutual":
-        return CsrGraph.of(window_NN.multiply(window_NN.T))
+    if weights == "count":
+        both_NN = window_NN.multiply(window_NN.T) if mode == "mutual" else window_NN + window_NN.T
+        return CsrGraph.of(both_NN)
+    scored_NN = _directed(ranks, p, p + m, scored=True)
+    scored_NN.data = np.maximum(scored_NN.data / scored_NN.data.mean(), _LEAST)
     if mode == "union":
-        return CsrGraph.of(window_NN + window_NN.T)
-    raise ValueError(f"mode {mode!r} is neither 'mutual' nor 'union'")
+        return CsrGraph.of(scored_NN + scored_NN.T)
+    here_NN = scored_NN.multiply(window_NN.T)
+    return CsrGraph.of((here_NN + here_NN.T) / 2)
 
 
 def too_hard(ranks: RankTable, *, p: int) -> CsrGraph:
@@ -150,8 +169,8 @@ def too_hard(ranks: RankTable, *, p: int) -> CsrGraph:
     return CsrGraph.of(near_NN + near_NN.T)
 
 
-def _directed(ranks: RankTable, first: int, stop: int) -> Any:
-    """Return a (N, N) 0/1 matrix: which rows each row ranks in [first, stop)."""
+def _directed(ranks: RankTable, first: int, stop: int, *, scored: bool = False) -> Any:
+    """Return a (N, N) matrix of the rows that each row ranks in [first, stop): 1, or the score."""
     rows, width = ranks.neighbour_NM.shape
     if not 0 <= first <= stop or width < min(stop, rows - 1):
         raise ValueError(f"ranks [{first}, {stop}) are not in a table of {width} ranks")
@@ -159,7 +178,10 @@ def _directed(ranks: RankTable, first: int, stop: int) -> Any:
     held_NW = window_NW >= 0
     indptr = np.concatenate([[0], held_NW.sum(axis=1).cumsum()])
     indices = window_NW[held_NW]
-    return _square(indptr, indices, np.ones(len(indices), np.float32))
+    score_E = ranks.score_NM[:, first:stop][held_NW] if scored else None
+    return _square(
+        indptr, indices, np.ones(len(indices), np.float32) if score_E is None else score_E
+    )
 
 
 def _square(

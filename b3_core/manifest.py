@@ -3,9 +3,11 @@
 Files of a manifest artifact:
 
 ``batches.parquet``
-    A line a slot, sorted by (epoch, batch, slot): ``epoch, batch, slot, dataset, row, row_id,
-    key, community``. ``batch`` counts through all epochs; ``row`` is the position in the dataset's
-    pairs table, ``row_id`` in its source; ``community`` is -1 where the epoch is random.
+    A line a slot, sorted by (epoch, batch, slot): ``epoch, batch, slot, dataset, row, row_id, key,
+    community, negatives``. ``batch`` counts through all epochs; ``row`` is the position in the
+    dataset's pairs table, ``row_id`` in its source. ``community`` is -1 where rows were drawn at
+    random, and else numbered in the communities that the epoch uses (``variant_of_epoch`` in the
+    head). ``negatives`` are rows of the same dataset, -1 where the batch's windows hold no more.
 ``left_out.parquet``
     Rows that an epoch leaves out because a last batch would not be full.
 ``manifest.json``
@@ -29,11 +31,13 @@ from b3_core.artifacts import Address
 from b3_core.batches import BatchPlan
 from b3_core.communities import Partition
 from b3_core.errors import CorruptArtifactError, InputError
+from b3_core.negatives import Negatives
+from b3_core.neighbours import RankTable
 from b3_core.pairs import PairTable
 from b3_core.store import Artifact, ArtifactStore, Draft
 
-VERSION = 1
-SCHEMA = 1
+VERSION = 2
+SCHEMA = 2
 
 _SLOTS = pa.schema(
     [
@@ -45,6 +49,7 @@ _SLOTS = pa.schema(
         ("row_id", pa.int64()),
         ("key", pa.string()),
         ("community", pa.int32()),
+        ("negatives", pa.list_(pa.int32())),
     ]
 )
 _LEFT_OUT = pa.schema([("epoch", pa.int32()), ("dataset", pa.int32()), ("row", pa.int32())])
@@ -56,6 +61,7 @@ class Manifest:
 
     head: dict[str, Any]
     plan: BatchPlan
+    negatives: Negatives
 
     @property
     def datasets(self) -> list[str]:
@@ -65,7 +71,7 @@ class Manifest:
     def save(self, draft: Draft, pairs: Sequence[PairTable]) -> None:
         """Write the three files; ``pairs`` are the datasets' tables, in order."""
         pq.write_table(
-            _slots(self.plan, pairs),
+            _slots(self.plan, self.negatives, pairs),
             draft.path("batches.parquet"),
             compression="zstd",
             row_group_size=1 << 17,
@@ -116,17 +122,16 @@ class Manifest:
         dataset = table["dataset"].combine_chunks()
         index = {entry["name"]: i for i, entry in enumerate(head["datasets"])}
         to_index = np.array([index[name] for name in dataset.dictionary.to_pylist()], np.int16)
-        return cls(
-            head,
-            BatchPlan(
-                row_SB=column("row"),
-                dataset_S=to_index[dataset.indices.to_numpy()].reshape(-1, size)[:, 0],
-                epoch_S=column("epoch")[:, 0],
-                community_SB=column("community"),
-                left_out=np.column_stack([left[name].to_numpy() for name in _LEFT_OUT.names]),
-                duplicates=head["duplicates"],
-            ),
+        plan = BatchPlan(
+            row_SB=column("row"),
+            dataset_S=to_index[dataset.indices.to_numpy()].reshape(-1, size)[:, 0],
+            epoch_S=column("epoch")[:, 0],
+            community_SB=column("community"),
+            left_out=np.column_stack([left[name].to_numpy() for name in _LEFT_OUT.names]),
+            duplicates=head["duplicates"],
         )
+        flat = table["negatives"].combine_chunks().values.to_numpy()
+        return cls(head, plan, Negatives(flat.reshape(*plan.row_SB.shape, head["negatives"])))
 
 
 def verify(artifact: Artifact) -> dict[str, Any]:
@@ -161,13 +166,17 @@ def verify(artifact: Artifact) -> dict[str, Any]:
             )
     try:
         manifest.plan.check([len(table) for table in tables])
+        _check_negatives(manifest, store, tables)
     except ValueError as error:
         raise CorruptArtifactError(f"{artifact.uri}: {error}", remedy="mine again") from error
+    variant_of = np.array(manifest.head["variant_of_epoch"])
     for d, entry in enumerate(manifest.head["datasets"]):
-        communities = store.get(Address(entry["name"], "communities", entry["communities"]))
-        _check_communities(manifest.plan, d, Partition.load(communities).label_N)
+        for variant, fingerprint in enumerate(entry["communities"]):
+            communities = store.get(Address(entry["name"], "communities", fingerprint))
+            mine_S = (manifest.plan.dataset_S == d) & (variant_of[manifest.plan.epoch_S] == variant)
+            _check_communities(manifest.plan, mine_S, Partition.load(communities).label_N)
     stored = pq.read_table(artifact.path("batches.parquet"))
-    if not stored.equals(_slots(manifest.plan, tables)):
+    if not stored.equals(_slots(manifest.plan, manifest.negatives, tables)):
         raise CorruptArtifactError(
             f"{artifact.uri}: row ids or keys differ from the datasets'", remedy="mine again"
         )
@@ -178,12 +187,28 @@ def verify(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _check_communities(plan: BatchPlan, dataset: int, label_N: npt.NDArray[np.int32]) -> None:
-    mined_S = (plan.dataset_S == dataset) & (plan.community_SB[:, 0] >= 0)
-    row_SB = plan.row_SB[mined_S]
-    wrong_S = np.flatnonzero((label_N[row_SB] != plan.community_SB[mined_S]).any(axis=1))
+def _check_negatives(manifest: Manifest, store: ArtifactStore, tables: Sequence[PairTable]) -> None:
+    entries = manifest.head["datasets"]
+    if not manifest.head["negatives"]:
+        return
+    ranks = [store.get(Address(entry["name"], "ranks", entry["ranks"])) for entry in entries]
+    manifest.negatives.check(
+        manifest.plan,
+        ranks=[RankTable.load(artifact) for artifact in ranks],
+        group_of=[table.group_N for table in tables],
+        p_of=[entry["p"] for entry in entries],
+        m=entries[0]["m"],
+    )
+
+
+def _check_communities(
+    plan: BatchPlan, mine_S: npt.NDArray[np.bool_], label_N: npt.NDArray[np.int32]
+) -> None:
+    community_SB = plan.community_SB[mine_S]
+    wrong_SB = (label_N[plan.row_SB[mine_S]] != community_SB) & (community_SB >= 0)
+    wrong_S = np.flatnonzero(wrong_SB.any(axis=1))
     if wrong_S.size:
-        batch = np.flatnonzero(mined_S)[wrong_S[0]]
+        batch = np.flatnonzero(mine_S)[wrong_S[0]]
         raise CorruptArtifactError(
             f"batch {batch} names a community that its rows are not in", remedy="mine again"
         )
@@ -214,8 +239,9 @@ def lineage_of(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     }
 
 
-def _slots(plan: BatchPlan, pairs: Sequence[PairTable]) -> pa.Table:
+def _slots(plan: BatchPlan, negatives: Negatives, pairs: Sequence[PairTable]) -> pa.Table:
     batches, size = plan.row_SB.shape
+    each = negatives.row_SBH.shape[2]
     offset = np.concatenate([[0], np.cumsum([len(table) for table in pairs])])
     taken = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs]).take(
         pa.array((plan.row_SB + offset[plan.dataset_S][:, None]).ravel())
@@ -231,5 +257,8 @@ def _slots(plan: BatchPlan, pairs: Sequence[PairTable]) -> pa.Table:
         taken["row_id"].combine_chunks(),
         taken["key"].combine_chunks(),
         plan.community_SB.ravel(),
+        pa.ListArray.from_arrays(
+            np.arange(batches * size + 1, dtype=np.int32) * each, negatives.row_SBH.ravel()
+        ),
     ]
     return pa.table(columns, schema=_SLOTS)

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, ClassVar
 
-from b3_core import balance, batches, communities, graph, manifest, neighbours, quality, teacher
+from b3_core import (
+    balance,
+    batches,
+    communities,
+    graph,
+    labels,
+    manifest,
+    negatives,
+    neighbours,
+    quality,
+    teacher,
+)
 from b3_core.artifacts import Address, Draft
 from b3_core.config import BatchSpec, MiningSpec
 from b3_core.embed import DatasetStage, PairsRef
@@ -23,6 +34,7 @@ _LIBRARIES = (
     "igraph",
     "leidenalg",
     "pymetis",
+    "kaminpar",
     "numba",
     "faiss-cpu",
     "faiss-gpu",
@@ -60,13 +72,50 @@ class Ranks(DatasetStage):
 
 
 @dataclass(frozen=True)
+class LabelRanks(DatasetStage):
+    """The nearest share of the other labels, for every query of a classification."""
+
+    vectors: Address
+    share: float
+    name: ClassVar[str] = "labels"
+    version: ClassVar[int] = labels.VERSION
+
+    @property
+    def settings(self) -> Mapping[str, Any]:  # noqa: D102
+        return {"share": self.share}
+
+    @property
+    def inputs(self) -> Mapping[str, str]:  # noqa: D102
+        return {"pairs": self.ref.digest, "embeddings": self.vectors.fingerprint}
+
+    def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
+        vectors = teacher.Embeddings.load(store.get(self.vectors))
+        ranks = labels.rank_labels(
+            vectors.query_ND,
+            vectors.positive_ND,
+            group_N=self.ref.table(store).group_N,
+            share=self.share,
+            progress=progress,
+        )
+        ranks.save(draft)
+        draft.counts |= {"rows": self.ref.rows, "labels": ranks.labels, "kept": ranks.kept}
+
+
+def ranking_of(ref: PairsRef, vectors: Address, mining: MiningSpec) -> "Ranks | LabelRanks":
+    """Return the ranking that a dataset's task asks for."""
+    if ref.spec.task == "classification":
+        return LabelRanks(ref, vectors, mining.label_share)
+    return Ranks(ref, vectors, mining.cutoff(ref.spec.task) + mining.m)
+
+
+@dataclass(frozen=True)
 class Graph(DatasetStage):
     """The window graph, and beside it the graph of pairs that are too hard."""
 
-    ranks: Ranks
+    ranks: Ranks | LabelRanks
     mining: MiningSpec
     name: ClassVar[str] = "graph"
-    version: ClassVar[int] = graph.VERSION
+    version: ClassVar[int] = 100 * graph.VERSION + labels.VERSION
 
     @property
     def cutoff(self) -> int:
@@ -75,16 +124,17 @@ class Graph(DatasetStage):
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return {"p": self.cutoff, "m": self.mining.m, "graph": self.mining.graph}
+        if isinstance(self.ranks, LabelRanks):
+            return {"m": self.mining.m}
+        chosen = self.mining.model_dump(include={"m", "graph", "weights"})
+        return {"p": self.cutoff, **chosen}
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
         return {"ranks": self.ranks.address.fingerprint}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        ranks = neighbours.RankTable.load(store.get(self.ranks.address))
-        attract = graph.link(ranks, p=self.cutoff, m=self.mining.m, mode=self.mining.graph)
-        repel = graph.too_hard(ranks, p=self.cutoff)
+        attract, repel = self._link(store)
         attract.save(draft, "attract")
         repel.save(draft, "repel")
         draft.counts |= {
@@ -93,6 +143,23 @@ class Graph(DatasetStage):
             "too_hard": repel.indices.size // 2,
             "isolated": int((attract.indptr[1:] == attract.indptr[:-1]).sum()),
         }
+
+    def _link(self, store: ArtifactStore) -> tuple[graph.CsrGraph, graph.CsrGraph]:
+        artifact = store.get(self.ranks.address)
+        if isinstance(self.ranks, LabelRanks):
+            # A thinned graph is drawn; the seed of a run is not for what the runs share.
+            near = labels.LabelRanks.load(artifact)
+            attract = labels.link_labels(near, edges=self.mining.m, rng=generator(0, "labels"))
+            return attract, graph.CsrGraph.empty(attract.rows)
+        ranks = neighbours.RankTable.load(artifact)
+        attract = graph.link(
+            ranks,
+            p=self.cutoff,
+            m=self.mining.m,
+            mode=self.mining.graph,
+            weights=self.mining.weights,
+        )
+        return attract, graph.too_hard(ranks, p=self.cutoff)
 
 
 @dataclass(frozen=True)
@@ -107,7 +174,10 @@ class Communities(DatasetStage):
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return {**self.mining.model_dump(exclude={"p", "m", "graph"}), "seed": self.seed}
+        return {
+            **self.mining.model_dump(exclude={"p", "m", "label_share", "graph", "weights"}),
+            "seed": self.seed,
+        }
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
@@ -120,25 +190,39 @@ class Communities(DatasetStage):
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         edges = store.get(self.graph.address)
         attract = graph.CsrGraph.load(edges, "attract")
+        repel = graph.CsrGraph.load(edges, "repel")
         label_N = communities.find_communities(
-            attract, self.mining, rng=generator(self.seed, "communities")
+            attract, self.mining, rng=generator(self.seed, "communities"), repel=repel
         )
         group_N = self.ref.table(store).group_N
         partition = balance.balance(
             label_N,
             attract=attract,
-            repel=graph.CsrGraph.load(edges, "repel"),
+            repel=repel,
             group_N=group_N,
             spec=self.mining,
             rng=generator(self.seed, "balance"),
             progress=progress,
         )
         partition.save(draft)
-        ranks = neighbours.RankTable.load(store.get(self.graph.ranks.address))
-        draft.counts |= quality.describe(
+        draft.counts |= self._quality(store, partition, group_N)
+        draft.counts |= {"moved": partition.moved, "objective": partition.objective}
+
+    def _quality(
+        self, store: ArtifactStore, partition: communities.Partition, group_N: Any
+    ) -> dict[str, float]:
+        artifact = store.get(self.graph.ranks.address)
+        if isinstance(self.graph.ranks, LabelRanks):
+            near = labels.LabelRanks.load(artifact)
+            drawn_N = generator(0, "quality").permutation(partition.label_N)
+            found, drawn = (
+                labels.describe_labels(label_N, near) for label_N in (partition.label_N, drawn_N)
+            )
+            return {**found, "too_hard": 0.0, **{f"random_{k}": v for k, v in drawn.items()}}
+        ranks = neighbours.RankTable.load(artifact)
+        return quality.describe(
             partition, ranks, p=self.graph.cutoff, m=self.mining.m, group_N=group_N
         )
-        draft.counts |= {"moved": partition.moved, "objective": partition.objective}
 
 
 @dataclass(frozen=True)
@@ -146,12 +230,13 @@ class ManifestOf(Stage):
     """Batches of every epoch, from the communities of all datasets."""
 
     pipeline: str
-    partitions: tuple[Communities, ...]
+    partitions: tuple[tuple[Communities, ...], ...]
+    """For each dataset its communities, one for each variant of mining in the curriculum."""
     mining: MiningSpec
     batching: BatchSpec
     seed: int
     name: ClassVar[str] = "manifest"
-    version: ClassVar[int] = 1000 * manifest.VERSION + batches.VERSION
+    version: ClassVar[int] = 10_000 * manifest.VERSION + 100 * batches.VERSION + negatives.VERSION
 
     @property
     def dataset(self) -> str:  # noqa: D102
@@ -160,19 +245,36 @@ class ManifestOf(Stage):
     @property
     def refs(self) -> tuple[PairsRef, ...]:
         """The datasets, in the manifest's order."""
-        return tuple(partition.ref for partition in self.partitions)
+        return tuple(variants[0].ref for variants in self.partitions)
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         return {
             "mining": self.mining.model_dump(),
-            "batches": self.batching.model_dump(),
+            "batches": self.batching.model_dump(mode="json"),
+            "weights": [ref.spec.weight for ref in self.refs],
             "seed": self.seed,
         }
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {p.dataset: p.address.fingerprint for p in self.partitions}
+        return {
+            f"{part.dataset}/{variant}": part.address.fingerprint
+            for variants in self.partitions
+            for variant, part in enumerate(variants)
+        }
+
+    @property
+    def variant_of(self) -> list[int]:
+        """Which of a dataset's communities each epoch uses; where none is mined, the last did."""
+        variants = self.mining.variants(self.batching)
+        chosen = 0
+        found = []
+        for segments in self.batching.segments():
+            mined = [self.mining.variant(phase) for _, phase in segments if phase.random_share < 1]
+            chosen = variants.index(mined[0]) if mined else chosen
+            found.append(chosen)
+        return found
 
     @property
     def title(self) -> str:  # noqa: D102
@@ -180,25 +282,51 @@ class ManifestOf(Stage):
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         tables = [ref.table(store) for ref in self.refs]
-        parts = [communities.Partition.load(store.get(p.address)) for p in self.partitions]
         plan = batches.plan_batches(
-            parts,
+            [
+                [communities.Partition.load(store.get(part.address)) for part in variants]
+                for variants in self.partitions
+            ],
             group_of=[table.group_N for table in tables],
             spec=self.batching,
             rng=generator(self.seed, "batches"),
+            variant_of=self.variant_of,
+            weight_of=[ref.spec.weight for ref in self.refs],
         )
         plan.check([len(table) for table in tables])
-        manifest.Manifest(self._head(store, plan), plan).save(draft, tables)
+        drawn = self._negatives(store, plan, [table.group_N for table in tables])
+        head = self._head(store, plan, shortage=drawn.shortage)
+        manifest.Manifest(head, plan, drawn).save(draft, tables)
         draft.counts |= {
             "batches": len(plan.row_SB),
             "rows": sum(len(table) for table in tables),
             "duplicates": plan.duplicates,
+            "negatives_short": drawn.shortage,
         }
 
-    def _head(self, store: ArtifactStore, plan: batches.BatchPlan) -> dict[str, Any]:
+    def _negatives(
+        self, store: ArtifactStore, plan: batches.BatchPlan, group_of: list[Any]
+    ) -> negatives.Negatives:
+        if not self.batching.negatives:
+            return negatives.Negatives.none(plan)
+        graphs = [variants[0].graph for variants in self.partitions]
+        return negatives.draw_negatives(
+            plan,
+            ranks=[neighbours.RankTable.load(store.get(each.ranks.address)) for each in graphs],
+            group_of=group_of,
+            p_of=[each.cutoff for each in graphs],
+            m=self.mining.m,
+            h=self.batching.negatives,
+            rng=generator(self.seed, "negatives"),
+        )
+
+    def _head(
+        self, store: ArtifactStore, plan: batches.BatchPlan, *, shortage: int
+    ) -> dict[str, Any]:
         upstream = [
             store.get(address)
-            for part in self.partitions
+            for variants in self.partitions
+            for part in variants
             for address in (
                 part.ref.address,
                 part.graph.ranks.vectors,
@@ -214,19 +342,24 @@ class ManifestOf(Stage):
             "batches": len(plan.row_SB),
             "left_out": len(plan.left_out),
             "duplicates": plan.duplicates,
+            "negatives": self.batching.negatives,
+            "negatives_short": shortage,
             "settings": dict(self.settings),
+            "variant_of_epoch": self.variant_of,
             "datasets": [
                 {
-                    "name": part.dataset,
-                    "rows": part.ref.rows,
-                    "digest": part.ref.digest,
-                    "pairs": part.ref.address.fingerprint,
-                    "communities": part.address.fingerprint,
-                    "p": part.graph.cutoff,
-                    "teacher": _teacher(store, part),
-                    "quality": dict(store.get(part.address).counts),
+                    "name": ref.spec.name,
+                    "rows": ref.rows,
+                    "digest": ref.digest,
+                    "pairs": ref.address.fingerprint,
+                    "communities": [part.address.fingerprint for part in variants],
+                    "ranks": variants[0].graph.ranks.address.fingerprint,
+                    "p": variants[0].graph.cutoff,
+                    "m": self.mining.m,
+                    "teacher": _teacher(store, variants[0]),
+                    "quality": [dict(store.get(part.address).counts) for part in variants],
                 }
-                for part in self.partitions
+                for ref, variants in zip(self.refs, self.partitions, strict=True)
             ],
             "lineage": manifest.lineage_of(upstream),
             "libraries": _versions(),

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 from b3_core.config import PipelineSpec
 from b3_core.embed import PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Results, Student
-from b3_core.mine import Communities, Graph, ManifestOf, Ranks
+from b3_core.mine import Communities, Graph, LabelRanks, ManifestOf, Ranks, ranking_of
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 
@@ -26,7 +26,7 @@ class Plan:
     """
 
     vectors: tuple[Vectors, ...]
-    ranks: tuple[Ranks, ...]
+    ranks: tuple[Ranks | LabelRanks, ...]
     graphs: tuple[Graph, ...]
     communities: tuple[Communities, ...]
     manifests: dict[tuple[str, int], ManifestOf]
@@ -45,15 +45,15 @@ class Plan:
         """
         vectors, ranks = [], []
         for ref in refs:
-            check_rows(ref, k=spec.mining.k, batch_size=spec.batches.batch_size)
+            largest = max(mining.k for mining in spec.mining.variants(spec.batches))
+            check_rows(ref, k=largest, batch_size=spec.batches.batch_size)
             vectors.append(Vectors.of(store, ref, spec.teacher, spec.compute.shard_rows))
-            width = spec.mining.cutoff(ref.spec.task) + spec.mining.m
-            ranks.append(Ranks(ref, vectors[-1].address, width))
+            ranks.append(ranking_of(ref, vectors[-1].address, spec.mining))
         keys: list[tuple[str, int]] = [(arm, seed) for arm in spec.arms for seed in spec.seeds]
         manifests = {(arm, seed): _manifest(spec, arm, seed, ranks) for arm, seed in keys}
         students = {key: Student.of(made, spec.train) for key, made in manifests.items()}
         evaluations = {key: Evaluation(made, spec.evaluate) for key, made in students.items()}
-        parts = [part for made in manifests.values() for part in made.partitions]
+        parts = [p for made in manifests.values() for variants in made.partitions for p in variants]
         return cls(
             vectors=tuple(vectors),
             ranks=tuple(ranks),
@@ -66,10 +66,16 @@ class Plan:
         )
 
 
-def _manifest(spec: PipelineSpec, arm: str, seed: int, ranks: Sequence[Ranks]) -> ManifestOf:
+def _manifest(
+    spec: PipelineSpec, arm: str, seed: int, ranks: Sequence[Ranks | LabelRanks]
+) -> ManifestOf:
     mining, batches = spec.arm(arm)
     partitions = tuple(
-        Communities(table.ref, Graph(table.ref, table, mining), mining, seed) for table in ranks
+        tuple(
+            Communities(table.ref, Graph(table.ref, table, variant), variant, seed)
+            for variant in mining.variants(batches)
+        )
+        for table in ranks
     )
     return ManifestOf(spec.name, partitions, mining, batches, seed)
 

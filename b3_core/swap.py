@@ -1,36 +1,47 @@
 """Pair swaps: communities of fixed sizes get better by exchanging rows, two at a time.
 
-What is maximised is the sum of w over the pairs of rows in one community, where
+What is maximised is
 
-    w(i, j) = attraction(i, j) - repulsion * repel(i, j) - penalty * [i and j are of one group]
+    sum over communities C of phi(h(C)) - penalty * [pairs in C of one group]
 
-and w(i, A) is the sum of w(i, j) over the rows j of A, i itself excepted. Exchanging row i of A
-with row j of B changes that sum by
+where h(C) is the sum over the pairs of rows in C of
 
-    gain(i, j) = w(i, B) - w(i, A) + w(j, A) - w(j, B) - 2 w(i, j)
+    w(i, j) = attraction(i, j) - repulsion * repel(i, j)
 
-where the last term takes back that w(i, B) counts j and w(j, A) counts i. Exchanges are made only
-where that is positive, so no swap ever makes the whole worse.
+and phi(h) = h, or with *evenness* a concave curve that makes edges worth less where there are many
+already (``worth``). With w(i, A) the sum of w(i, j) over the rows j of A, exchanging row i of A
+with row j of B changes the two sums by
 
-Everything compiled runs on one thread and sums weights in the order they are stored in, so that
-the result is the same everywhere.
+    h(A): w(j, A) - w(i, A) - w(i, j)         h(B): w(i, B) - w(j, B) - w(i, j)
+
+where the last term takes back that w(j, A) counts i and w(i, B) counts j. Exchanges are made only
+where the whole gains, so no swap ever makes it worse.
+
+A sweep goes through the communities in parts. For all rows of a part the best exchange is looked
+for at once, on all cores, while nobody moves; then the exchanges are made one after the other, each
+only if it still gains. What is found does not depend on the number of threads.
 
 Legend: N rows, E directed edges, C communities, K rows of a community, F communities tried for
-one row.
+one row, T threads, X rows of a part.
 """
 
 from typing import Any, NamedTuple, Self
 
+import numba
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import njit, prange
 from scipy.sparse import csr_array
 
 from b3_core.graph import CsrGraph
 from b3_core.progress import Progress
 
 FEW = 4  # communities tried for a row: those it is tied to most
+PARTS = 32  # of a sweep, at most: the more, the fewer exchanges are spoilt by earlier ones
 TOLERANCE = 1e-9  # least gain of a swap: above the rounding of sums of weights
+# A sweep that gains less than this share of what the first one did is the last. On the union graph
+# of 60,000 rows it saves half of the sweeps and loses less than 1 % of the edges.
+_ENOUGH = 0.01
 
 
 class Net(NamedTuple):
@@ -72,22 +83,39 @@ class Seats(NamedTuple):
     label: npt.NDArray[np.int32]  # N
     member: npt.NDArray[np.int32]  # (C, K); -1 after the last row of a short community
     place: npt.NDArray[np.int32]  # N: row == member[label[row], place[row]]
-    own: npt.NDArray[np.float64]  # N: w(row, label[row])
+    own: npt.NDArray[np.float64]  # N: w(row, label[row]), without penalty
+    hardness: npt.NDArray[np.float64]  # C: h
     spare: npt.NDArray[np.int64]  # N: a community drawn for each row, for when its own repels it
+    mate: npt.NDArray[np.int64]  # N: the row to exchange each with; -1 if none
+    bend: float  # c of ``worth``; 0 where all communities count alike
 
     @classmethod
-    def of(cls, label_N: npt.NDArray[np.int32], net: Net) -> Self:
-        """Seat every row in its community; none may be empty."""
+    def of(cls, label_N: npt.NDArray[np.int32], net: Net, *, evenness: float = 0.0) -> Self:
+        """Seat every row in its community; none may be empty.
+
+        ``evenness`` is the share of an edge's worth that is lost in a community of mean h, to twice
+        that share at twice the mean: c = evenness / (4 mean h).
+        """
         size_C = np.bincount(label_N)
         order_N = np.argsort(label_N, kind="stable")
         place_N = np.empty(len(label_N), np.int32)
         place_N[order_N] = np.arange(len(label_N)) - np.repeat(np.cumsum(size_C) - size_C, size_C)
         member_CK = np.full((len(size_C), size_C.max()), -1, np.int32)
         member_CK[label_N, place_N] = np.arange(len(label_N))
-        own_N, spare_N = np.empty(len(label_N)), np.zeros(len(label_N), np.int64)
-        seats = cls(label_N.copy(), member_CK, place_N, own_N, spare_N)
-        _tally(net, seats, np.arange(len(size_C)))
-        return seats
+        own_N, hardness_C = np.empty(len(label_N)), np.empty(len(size_C))
+        spare_N, mate_N = np.zeros((2, len(label_N)), np.int64)
+        seats = cls(label_N.copy(), member_CK, place_N, own_N, hardness_C, spare_N, mate_N, 0.0)
+        _tally(net, seats)
+        mean = float(hardness_C.mean())
+        return seats._replace(bend=evenness / (4.0 * mean) if mean > 0.0 else 0.0)
+
+
+class Desk(NamedTuple):
+    """One thread's scratch, all zero before and after use; a row a thread where it is T x."""
+
+    near: npt.NDArray[np.float64]  # N: w(., A), by the edges of A's rows
+    link: npt.NDArray[np.float64]  # N: w(i, .)
+    tie: npt.NDArray[np.float64]  # C: w(i, C)
 
 
 def refine(
@@ -97,91 +125,123 @@ def refine(
     rounds: int,
     rng: np.random.Generator,
     progress: Progress,
+    evenness: float = 0.0,
 ) -> npt.NDArray[np.int32]:
-    """Go through all rows until a round gains nothing, at most ``rounds`` times.
+    """Sweep until a round gains (next to) nothing, at most ``rounds`` times.
 
     Returns
     -------
     numpy.ndarray
         int32, N: labels with the same number of rows for each community.
     """
-    seats = Seats.of(label_N, net)
+    seats = Seats.of(label_N, net, evenness=evenness)
     communities = len(seats.member)
+    first = 0.0
     for done in range(rounds):
         progress(done, rounds)
         seats.spare[:] = rng.integers(communities, size=len(label_N))
-        swaps, _ = sweep(net, seats, rng.permutation(communities))
-        if not swaps:
+        swaps, gained = sweep(net, seats, rng.permutation(communities))
+        first = max(first, gained)
+        if not swaps or gained < _ENOUGH * first:
             break
     progress(rounds, rounds)
     return seats.label
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
 def sweep(net: Net, seats: Seats, order_C: npt.NDArray[np.int64]) -> tuple[int, float]:
     """Go through all rows once; exchange each with the row that gains most, if any does.
-
-    ``near`` holds the edges of w(., A) for all rows, ``own`` holds w(i, A) and w(j, B), ``link``
-    the edges of w(i, .): so a gain costs no walk along edges.
 
     Parameters
     ----------
     order_C
-        Communities in the order in which their rows have their turn.
+        Communities in the order in which their rows have their turn, in ``PARTS`` parts.
 
     Returns
     -------
     (int, float)
         Exchanges made, and what they gained.
     """
-    near_N, link_N = np.zeros(len(seats.label)), np.zeros(len(seats.label))
-    tie_C = np.zeros(len(seats.member))
+    rows, communities = len(seats.label), len(seats.member)
+    threads = numba.get_num_threads()
+    desks = Desk(*(np.zeros((threads, cells)) for cells in (rows, rows, communities)))
+    _tally(net, seats)  # sums that were kept up to date by adding collect rounding errors
     swaps, gained = 0, 0.0
-    for a in order_C:
-        _spread(net, seats.member[a], near_N)
-        for place in range(seats.member.shape[1]):
-            i = seats.member[a, place]
-            if i < 0:
-                break
-            _spread(net, seats.member[a, place : place + 1], link_N)
-            best_j, best_gain = -1, TOLERANCE
-            for b in _options(net, seats, i, tie_C):
-                outer = _tie(net, seats, i, b) - seats.own[i]
-                for j in seats.member[b]:
-                    if j < 0:
-                        break
-                    w_ij = link_N[j] - net.penalty * _of_one_group(net, i, j)
-                    inner = near_N[j] - net.penalty * _kin(net, seats, j, a) - seats.own[j]
-                    gain = outer + inner - 2.0 * w_ij
-                    if gain > best_gain:
-                        best_j, best_gain = j, gain
-            _clear(net, seats.member[a, place : place + 1], link_N)
-            if best_j >= 0:
-                _clear(net, seats.member[a], near_N)
-                _exchange(net, seats, i, best_j)
-                _spread(net, seats.member[a], near_N)
-                swaps += 1
-                gained += best_gain
-        _clear(net, seats.member[a], near_N)
+    for part_X in np.array_split(order_C, min(PARTS, communities)):
+        row_X = seats.member[part_X].ravel()  # as they sit now: a copy
+        _propose(net, seats, part_X, desks)
+        more, gain = _exchange_all(net, seats, row_X[row_X >= 0])
+        swaps, gained = swaps + more, gained + gain
     return swaps, gained
+
+
+@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+def _propose(net: Net, seats: Seats, part_X: Any, desks: Desk) -> None:
+    """For each row of some communities find the row to exchange it with; -1 if none gains."""
+    # In a parallel loop numba loses what is written to an array that is taken out of a tuple there.
+    near_TN, link_TN, tie_TC, mate_N = desks.near, desks.link, desks.tie, seats.mate
+    for x in prange(len(part_X)):
+        thread = numba.get_thread_id()
+        desk = Desk(near_TN[thread], link_TN[thread], tie_TC[thread])
+        members = seats.member[part_X[x]]
+        _spread(net, members, desk.near)
+        for i in members:
+            if i >= 0:
+                _spread(net, members[seats.place[i] : seats.place[i] + 1], desk.link)
+                mate_N[i] = _best(net, seats, i, desk)
+                _clear(net, members[seats.place[i] : seats.place[i] + 1], desk.link)
+        _clear(net, members, desk.near)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _best(net: Net, seats: Seats, i: int, desk: Desk) -> int:
+    """Find the row whose exchange with row i gains most, or -1.
+
+    ``own`` holds w(i, A) and w(j, B), and the desk the rest: a gain costs no walk along edges.
+    """
+    a = seats.label[i]
+    kin_a = _kin(net, seats, i, a)
+    best_j, best_gain = -1, TOLERANCE
+    options, tie_F = _options(net, seats, i, desk.tie)
+    for f in range(len(options)):
+        b = options[f]
+        kin_b = _kin(net, seats, i, b)
+        for j in seats.member[b]:
+            if j < 0:
+                break
+            more_a = desk.near[j] - seats.own[i] - desk.link[j]
+            more_b = tie_F[f] - seats.own[j] - desk.link[j]
+            gain = _rise(seats, a, more_a) + _rise(seats, b, more_b)
+            pairs = kin_b - kin_a
+            if net.group[j] >= 0:
+                pairs += _kin(net, seats, j, a) - _kin(net, seats, j, b)
+                pairs -= 2 * _of_one_group(net, i, j)
+            gain -= net.penalty * pairs
+            if gain > best_gain:
+                best_j, best_gain = j, gain
+    return best_j
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _options(net: Net, seats: Seats, row: int, tie_C: Any) -> Any:
-    """Return the communities to try for a row: the few others it is tied to most.
+    """Return the communities to try for a row, the few others it is tied to most, and w to each.
 
     A row that its own community repels may have no tie elsewhere, so it also tries the few
-    communities from its spare one on. ``tie_C`` is scratch: zeros, before and after.
+    communities from its spare one on.
     """
-    option_F, best_F = np.empty(2 * FEW, np.int64), np.empty(FEW)
+    option_F, best_F = np.empty(2 * FEW, np.int64), np.zeros(2 * FEW)
     found, communities = 0, len(tie_C)
+    own = seats.own[row] - net.penalty * _kin(net, seats, row, seats.label[row])
     for e in range(net.indptr[row], net.indptr[row + 1]):
         tie_C[seats.label[net.indices[e]]] += net.weight[e]
+    if own < 0.0:
+        for step in range(min(FEW, communities)):
+            community = (seats.spare[row] + step) % communities
+            option_F[FEW + step], best_F[FEW + step] = community, tie_C[community]
     for e in range(net.indptr[row], net.indptr[row + 1]):
         community = seats.label[net.indices[e]]
         tie = tie_C[community]
         tie_C[community] = 0.0
-        if community == seats.label[row] or tie <= 0.0 or (found == FEW and tie <= best_F[-1]):
+        if community == seats.label[row] or tie <= 0.0 or (found == FEW and tie <= best_F[FEW - 1]):
             continue
         at = min(found, FEW - 1)
         while at > 0 and best_F[at - 1] < tie:
@@ -189,43 +249,107 @@ def _options(net: Net, seats: Seats, row: int, tie_C: Any) -> Any:
             at -= 1
         option_F[at], best_F[at] = community, tie
         found = min(found + 1, FEW)
-    if seats.own[row] < 0.0:
-        for step in range(min(FEW, communities)):
-            community = (seats.spare[row] + step) % communities
-            if community != seats.label[row]:
-                option_F[found] = community
+    if own < 0.0:
+        for spare in range(FEW, FEW + min(FEW, communities)):
+            if option_F[spare] != seats.label[row]:
+                option_F[found], best_F[found] = option_F[spare], best_F[spare]
                 found += 1
-    return option_F[:found]
+    return option_F[:found], best_F[:found]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _exchange_all(net: Net, seats: Seats, row_X: Any) -> tuple[int, float]:
+    """Make the exchanges that were found, in order, if they gain as things are now."""
+    swaps, gained = 0, 0.0
+    for i in row_X:
+        j = seats.mate[i]
+        if j < 0 or seats.label[i] == seats.label[j]:
+            continue
+        a, b = seats.label[i], seats.label[j]
+        i_to_b, w_ij = _ties(net, seats, i, (b, j))
+        j_to_a, _ = _ties(net, seats, j, (a, i))
+        more_a, more_b = j_to_a - seats.own[i] - w_ij, i_to_b - seats.own[j] - w_ij
+        pairs = _kin(net, seats, i, b) - _kin(net, seats, i, a)
+        pairs += _kin(net, seats, j, a) - _kin(net, seats, j, b) - 2 * _of_one_group(net, i, j)
+        gain = _rise(seats, a, more_a) + _rise(seats, b, more_b) - net.penalty * pairs
+        if gain > TOLERANCE:
+            seats.hardness[a] += more_a
+            seats.hardness[b] += more_b
+            _exchange(net, seats, i, j)
+            seats.own[i], seats.own[j] = i_to_b - w_ij, j_to_a - w_ij
+            swaps += 1
+            gained += gain
+    return swaps, gained
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _exchange(net: Net, seats: Seats, i: int, j: int) -> None:
+    """Let i and j change places, and tell ``own`` of all rows they have an edge with."""
     a, b = seats.label[i], seats.label[j]
+    _announce(net, seats, i, (a, b))
+    _announce(net, seats, j, (b, a))
     seats.label[i], seats.label[j] = b, a
     seats.place[i], seats.place[j] = seats.place[j], seats.place[i]
     seats.member[a, seats.place[j]] = j
     seats.member[b, seats.place[i]] = i
-    _tally(net, seats, (a, b))
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _tally(net: Net, seats: Seats, communities: Any) -> None:
-    """Work out w(row, own community) anew for the members of some."""
-    for community in communities:
-        for row in seats.member[community]:
+def _announce(net: Net, seats: Seats, row: int, move: tuple[int, int]) -> None:
+    left, joined = move
+    for e in range(net.indptr[row], net.indptr[row + 1]):
+        other = net.indices[e]
+        if seats.label[other] == left:
+            seats.own[other] -= net.weight[e]
+        elif seats.label[other] == joined:
+            seats.own[other] += net.weight[e]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _rise(seats: Seats, community: int, more: float) -> float:
+    """Say how much more a community is worth whose h rises by ``more``."""
+    if seats.bend == 0.0:
+        return more
+    before = seats.hardness[community]
+    return float(worth(before + more, seats.bend) - worth(before, seats.bend))
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def worth(hardness: float, bend: float) -> float:
+    """phi: h - c h^2 up to its top at h = 1 / (2 c), level from there; h itself below 0.
+
+    Its slope is between 0 and 1, so that parting a group stays worth more than any edges.
+    """
+    if hardness <= 0.0 or bend == 0.0:
+        return hardness
+    top = min(hardness, 0.5 / bend)
+    return top - bend * top * top
+
+
+@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+def _tally(net: Net, seats: Seats) -> None:
+    """Work out w(row, own community) and h anew, for all."""
+    own_N, hardness_C = seats.own, seats.hardness
+    for c in prange(len(seats.member)):
+        total = 0.0
+        for row in seats.member[c]:
             if row >= 0:
-                seats.own[row] = _tie(net, seats, row, community)
+                own_N[row] = _ties(net, seats, row, (c, -1))[0]
+                total += own_N[row]
+        hardness_C[c] = total / 2.0
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _tie(net: Net, seats: Seats, row: int, community: int) -> float:
-    """w(row, community)."""
-    tie = 0.0
+def _ties(net: Net, seats: Seats, row: int, to: tuple[int, int]) -> tuple[float, float]:
+    """Return w(row, community) and w(row, other)."""
+    community, other = to
+    tie, link = 0.0, 0.0
     for e in range(net.indptr[row], net.indptr[row + 1]):
         if seats.label[net.indices[e]] == community:
             tie += net.weight[e]
-    tie -= net.penalty * _kin(net, seats, row, community)
-    return float(tie)
+        if net.indices[e] == other:
+            link = net.weight[e]
+    return tie, link
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -14,7 +14,7 @@ _METRICS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10")
 def publish_manifests(manifests: Mapping[tuple[str, int], Artifact]) -> None:
     """Summarise the manifests of all (arm, seed): what is in them, how hard their batches are.
 
-    Partners are means over the rows of the first dataset.
+    Partners are means over the rows of the first dataset, in the communities of the last phase.
     """
     lines = [
         "| arm | seed | batches | rows left out | window partners | too hard | manifest |",
@@ -22,7 +22,7 @@ def publish_manifests(manifests: Mapping[tuple[str, int], Artifact]) -> None:
     ]
     for (arm, seed), artifact in manifests.items():
         head = Manifest.read_head(artifact)
-        quality = head["datasets"][0]["quality"]
+        quality = head["datasets"][0]["quality"][-1]
         lines.append(
             f"| {arm} | {seed} | {head['batches']:,} of {head['batch_size']} rows "
             f"| {head['left_out']:,} | {quality['window']:.2f} | {quality['too_hard']:.2f} "

@@ -55,7 +55,10 @@ def write_config(tmp_path, dataset):
                 {"name": "faq", "uri": str(dataset), "query": "question", "positive": "answer"}
             ],
             "mining": {"p": 2, "m": 20, "k": 8},
-            "batches": {"batch_size": 32, "epochs": 2, "random_epochs": 1},
+            "batches": {
+                "batch_size": 32,
+                "curriculum": [{"epochs": 1, "random_share": 1}, {"epochs": 1}],
+            },
             "train": {"dim": 32},
             "arms": ["random", "paper", "b3"],
             "seeds": [0],

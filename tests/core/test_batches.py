@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from b3_core.batches import BatchPlan, _part_groups, plan_batches
 from b3_core.communities import Partition
-from b3_core.config import BatchSpec
+from b3_core.config import BatchSpec, Phase
 from b3_core.errors import InputError
 
 
@@ -18,11 +18,21 @@ def partition_of(rows, k, seed=0):
     return Partition(label_N, k=k, moved=0, objective=0.0)
 
 
-def plan_of(partitions, *, group_of=None, seed=0, **spec):
+def curriculum_of(epochs, random_epochs):
+    """Random epochs first, then mined ones."""
+    phases = [Phase(epochs=random_epochs, random_share=1)] if random_epochs else []
+    return (*phases, *([Phase(epochs=epochs - random_epochs)] if epochs > random_epochs else []))
+
+
+def plan_of(partitions, *, group_of=None, seed=0, epochs=3, random_epochs=1, **spec):
     if group_of is None:
         group_of = [np.arange(len(part.label_N), dtype=np.int32) for part in partitions]
+    spec.setdefault("curriculum", curriculum_of(epochs, random_epochs))
     return plan_batches(
-        partitions, group_of=group_of, spec=BatchSpec(**spec), rng=np.random.default_rng(seed)
+        [[part] for part in partitions],
+        group_of=group_of,
+        spec=BatchSpec(**spec),
+        rng=np.random.default_rng(seed),
     )
 
 
@@ -279,12 +289,6 @@ FAULTS = {
         SOUND.community_SB[LAST + 1],
         r"epoch 2, dataset 0: community \d+ is in several places",
     ),
-    "a random batch in a mined epoch": (
-        "community_SB",
-        MINED,
-        -1,
-        "epoch 1 is neither random nor made of communities",
-    ),
 }
 
 
@@ -324,3 +328,96 @@ def test_arrays_of_different_batches_are_refused():
         dataclasses.replace(SOUND, epoch_S=SOUND.epoch_S[1:])
     with pytest.raises(ValueError, match="left_out"):
         dataclasses.replace(SOUND, left_out=SOUND.left_out[:, :2])
+
+
+def test_an_epoch_may_be_half_random():
+    part = partition_of(64, 4)
+    phases = (Phase(epochs=1.5, random_share=1), Phase(epochs=0.5))
+    plan = plan_of([part], batch_size=8, curriculum=phases)
+    plan.check([64])
+    mined_SB = plan.community_SB.reshape(2, 8, 8) >= 0  # 8 batches of 8 rows an epoch
+    assert not mined_SB[0].any()
+    assert mined_SB[1].all(axis=1).tolist() == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.25, [0, 1] * 8), (0.5, [1] * 16)])
+def test_a_share_of_each_batch_is_drawn_at_random(share, expected):
+    """Batches of two communities: at a quarter, every other batch breaks one of them up."""
+    part = partition_of(128, 4)
+    plan = plan_of([part], batch_size=8, curriculum=(Phase(random_share=share),))
+    plan.check([128])
+    random_SB = plan.community_SB < 0
+    assert sorted((random_SB.sum(axis=1) // 4).tolist()) == sorted(expected)
+    drawn = part.label_N[plan.row_SB][random_SB].reshape(-1, 4)
+    assert np.mean([len(set(four)) for four in drawn.tolist()]) > 3  # not a community as it was
+
+
+def test_epochs_may_use_other_communities():
+    small, large = partition_of(46, 2, seed=1), partition_of(46, 6, seed=2)
+    plan = plan_batches(
+        [[small, large]],
+        group_of=[np.arange(46, dtype=np.int32)],
+        spec=BatchSpec(batch_size=12, curriculum=(Phase(epochs=2, k=2), Phase(epochs=2, k=6))),
+        rng=np.random.default_rng(0),
+        variant_of=[0, 0, 1, 1],
+    )
+    plan.check([46])
+    for epoch, part in enumerate([small, small, large, large]):
+        mine = plan.epoch_S == epoch
+        kept = plan.community_SB[mine] >= 0
+        assert kept.mean() > 0.7
+        assert (part.label_N[plan.row_SB[mine]] == plan.community_SB[mine])[kept].all()
+
+
+@given(
+    rows=st.integers(12, 70),
+    seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_contract_holds_for_any_curriculum(rows, seeds, data):
+    """Partitions of several k in turn, shares of random rows, phases that end inside an epoch."""
+    ks = [2, 3, 6]
+    phases, variant_of = [], []
+    for _ in range(data.draw(st.integers(1, 3))):
+        variant_of.append(data.draw(st.integers(0, 2)))
+        share = data.draw(st.sampled_from([0, 0.1, 0.5, 1]))
+        early = data.draw(st.sampled_from([0.25, 0.5, 1 / 3]))
+        k = ks[variant_of[-1]]
+        phases += [
+            Phase(epochs=early, random_share=1),
+            Phase(epochs=1 - early, random_share=share, k=k),
+        ]
+    groups = np.random.default_rng(seeds[0]).integers(0, rows, rows).astype(np.int32)
+    plan = plan_batches(
+        [[partition_of(rows, k, seeds[0]) for k in ks]],
+        group_of=[groups],
+        spec=BatchSpec(batch_size=12, curriculum=tuple(phases)),
+        rng=np.random.default_rng(seeds[1]),
+        variant_of=variant_of,
+    )
+    plan.check([rows])
+    assert len(plan.row_SB) == len(variant_of) * (rows // 12)
+
+
+def order_of(mixing, weights=(1.0, 1.0)):
+    spec = BatchSpec(batch_size=4, mixing=mixing, curriculum=(Phase(),))
+    plan = plan_batches(
+        [[partition_of(400, 4)], [partition_of(200, 4)]],
+        group_of=[np.arange(rows, dtype=np.int32) for rows in (400, 200)],
+        spec=spec,
+        rng=np.random.default_rng(0),
+        weight_of=weights,
+    )
+    plan.check([400, 200])
+    return plan.dataset_S
+
+
+def test_datasets_take_turns_while_they_last():
+    assert order_of("round-robin").tolist() == [0, 1] * 50 + [0] * 50
+
+
+def test_a_heavier_dataset_comes_earlier():
+    first = order_of("weighted", (1.0, 3.0))[:40]
+    assert 22 <= first.sum() <= 38  # 3 of 4 expected
+    assert 6 <= order_of("proportional")[:40].sum() <= 21  # 1 of 3

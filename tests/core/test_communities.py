@@ -5,14 +5,20 @@ from typing import get_args
 import igraph
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse import coo_array
 
 from b3_core.artifacts import Address
+from b3_core.balance import balance
 from b3_core.communities import (
     PARTITIONERS,
+    RESOLUTION_SHARE,
     Partition,
+    _kept,
     community_sizes,
     find_communities,
+    resolution,
 )
 from b3_core.config import MiningSpec
 from b3_core.errors import InputError
@@ -54,7 +60,7 @@ def cpm(label_N, graph, resolution):
 TWO_CLIQUES = graph_of(10, [*clique(range(5)), *clique(range(5, 10)), (4, 5, 1.0)])
 
 
-@pytest.mark.parametrize("name", ["leiden", "leidenalg", "metis"])
+@pytest.mark.parametrize("name", ["leiden", "leidenalg", "metis", "metis-paper", "kaminpar"])
 @pytest.mark.parametrize("seed", range(3))
 def test_two_cliques_that_touch_are_two_communities(name, seed):
     spec = MiningSpec(k=5, partitioner=name, resolution=0.3)
@@ -122,7 +128,7 @@ def test_rows_without_any_edge_get_labels_too(name, rows):
 def test_metis_makes_n_over_k_parts_of_nearly_k_rows():
     graph = random_graph(2)
     label_N = find_communities(
-        graph, MiningSpec(k=32, partitioner="metis"), rng=np.random.default_rng(0)
+        graph, MiningSpec(k=32, partitioner="metis-paper"), rng=np.random.default_rng(0)
     )
     sizes = np.bincount(label_N)
     assert len(sizes) == 300 // 32
@@ -167,7 +173,14 @@ def test_igraph_draws_from_pythons_generator_again(fails, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("leiden", "igraph"), ("leidenalg", "leidenalg"), ("metis", "pymetis")]
+    ("name", "package"),
+    [
+        ("leiden", "igraph"),
+        ("leidenalg", "leidenalg"),
+        ("metis", "pymetis"),
+        ("metis-paper", "pymetis"),
+        ("kaminpar", "kaminpar"),
+    ],
 )
 def test_a_package_that_is_missing_is_named(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
@@ -176,7 +189,7 @@ def test_a_package_that_is_missing_is_named(name, package, monkeypatch):
 
 
 def test_a_partitioner_that_forgets_rows_is_found_out(monkeypatch):
-    monkeypatch.setitem(PARTITIONERS, "metis", lambda graph, spec, *, rng: [0, 1])
+    monkeypatch.setitem(PARTITIONERS, "metis", lambda attract, spec, *, rng, repel: [0, 1])
     with pytest.raises(ValueError, match="metis labelled"):
         find_communities(TWO_CLIQUES, MiningSpec(partitioner="metis"), rng=np.random.default_rng(0))
 
@@ -225,3 +238,82 @@ def test_a_partition_is_read_back_as_it_was_saved(tmp_path):
     assert loaded.label_N.tolist() == [1, 0, 0]
     assert loaded.label_N.dtype == np.int32
     assert (loaded.k, loaded.moved, loaded.objective) == (2, 1, 1 / 3)
+
+
+def test_leidenalg_parts_rows_that_repel_one_another():
+    """A clique of four, two of which repel each other more than both are held."""
+    attract = graph_of(4, clique(range(4)))
+    repel = graph_of(4, [(0, 1, 2.0)])
+    rng = np.random.default_rng(0)
+    spec = MiningSpec(partitioner="leidenalg", resolution=0.1, repulsion=2.0)
+    label_N = find_communities(attract, spec, rng=rng, repel=repel)
+    assert label_N[0] != label_N[1]
+    for harmless in (spec.model_copy(update={"repulsion": 0.0}), spec):
+        other = repel if harmless is not spec else None
+        assert len(set(find_communities(attract, harmless, rng=rng, repel=other))) == 1
+
+
+def test_the_resolution_follows_the_graph_and_k():
+    """Rows of strength 4: at k = 5 a clique, at k = 9 a group that is half as dense."""
+    graph = graph_of(10, [*clique(range(5)), *clique(range(5, 10))])
+    five, nine = (resolution(graph, MiningSpec(k=k)) for k in (5, 9))
+    assert five == pytest.approx(RESOLUTION_SHARE)
+    assert nine == pytest.approx(RESOLUTION_SHARE / 2)
+    assert resolution(graph, MiningSpec(resolution=0.7)) == 0.7
+    assert resolution(graph_of(3, []), MiningSpec()) > 0
+
+
+def test_room_for_one_row_more_is_what_metis_lacks():
+    """At 3 % no part of 16 rows may have 17; the searched tolerance keeps more inside."""
+    graph = random_graph(4, rows=320, edges=1500)
+    kept = {}
+    for name in ("metis-paper", "metis"):
+        spec = MiningSpec(k=16, partitioner=name)
+        label_N = find_communities(graph, spec, rng=np.random.default_rng(0))
+        kept[name] = _kept(label_N, graph, 16)
+    assert kept["metis"] > kept["metis-paper"]
+
+
+def test_weight_beyond_k_rows_is_not_kept():
+    """A clique of five at k = 3 keeps 3 of its 10 pairs; one of two keeps its own."""
+    graph = graph_of(7, [*clique(range(5)), (5, 6, 4.0)])
+    label_N = np.array([0] * 5 + [1] * 2)
+    assert _kept(label_N, graph, 3) == pytest.approx(2 * (3 + 4))
+
+
+def test_kaminpar_and_random_and_rcm_are_exact_already():
+    graph = random_graph(5, rows=250)
+    for name in ("kaminpar", "rcm", "random"):
+        spec = MiningSpec(k=16, partitioner=name)
+        label_N = find_communities(graph, spec, rng=np.random.default_rng(0))
+        assert sorted(np.bincount(label_N)) == [10] + [16] * 15
+
+
+def test_rcm_follows_a_chain_whatever_the_order_of_its_rows():
+    order = np.random.default_rng(0).permutation(64)
+    chain = graph_of(64, [(order[i], order[i + 1], 1.0) for i in range(63)])
+    spec = MiningSpec(k=8, partitioner="rcm")
+    label_N = find_communities(chain, spec, rng=np.random.default_rng(0))
+    cut = sum(label_N[order[i]] != label_N[order[i + 1]] for i in range(63))
+    assert cut == 7
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+@given(
+    seed=st.integers(0, 2**32),
+    rows=st.integers(1, 60),
+    k=st.integers(2, 12),
+    edges=st.sampled_from([0, 1, 3, 12]),
+    groups=st.sampled_from([2, 20, 10_000]),
+    repulsion=st.sampled_from([0.0, 1.0]),
+)
+@settings(max_examples=30, deadline=None)
+def test_every_partitioner_ends_in_exact_communities(name, seed, rows, k, edges, groups, repulsion):
+    """Isolated rows, disconnected graphs and repeated groups among them; 210 cases in all."""
+    rng = np.random.default_rng(seed)
+    attract, repel = (random_graph(seed + i, rows, edges * rows) for i in range(2))
+    spec = MiningSpec(k=k, partitioner=name, repulsion=repulsion, swap_rounds=2)
+    label_N = find_communities(attract, spec, rng=rng, repel=repel)
+    group_N = rng.integers(0, groups, rows).astype(np.int32)
+    made = balance(label_N, attract=attract, repel=repel, group_N=group_N, spec=spec, rng=rng)
+    assert np.bincount(made.label_N).tolist() == community_sizes(rows, k).tolist()

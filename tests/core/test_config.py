@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from b3_core.config import PipelineSpec, load_config, parse_config
+from b3_core.config import BatchSpec, MiningSpec, Phase, PipelineSpec, load_config, parse_config
 from b3_core.errors import InputError
 
 LEAST = """
@@ -49,8 +49,17 @@ def test_a_teacher_may_be_just_its_name(config):
         (LEAST.replace("positive:", "posiitve:"), "lacks 'datasets.0..positive'|posiitve"),
         ("datasets: []\n", "'datasets' in CONFIG"),
         (LEAST + "mining: {k: 1}\n", r"'mining\.k' in CONFIG is 1: .*greater than or equal to 2"),
-        (LEAST + "batches: {batch_size: 100}\n", "100, which is no multiple of mining.k = 32"),
-        (LEAST + "batches: {epochs: 1, random_epochs: 2}\n", "random_epochs is 2, more than"),
+        (LEAST + "batches: {batch_size: 100}\n", "100, which is no multiple of k = 32"),
+        (LEAST + "batches: {curriculum: [{k: 24}]}\n", "64, which is no multiple of k = 24"),
+        (LEAST + "batches: {curriculum: [{epochs: 1.5}]}\n", "1.5 epochs, not a whole number"),
+        (
+            LEAST + "batches: {curriculum: [{epochs: 0.5, k: 8}, {epochs: 0.5}]}\n",
+            "k or repulsion changes inside epoch 0",
+        ),
+        (
+            LEAST + "batches: {curriculum: [{epoch: 1}]}\n",
+            r"'batches\.curriculum\[0\]\.epoch'.*did you mean 'epochs'",
+        ),
         (LEAST + LEAST.replace("datasets:", "").lstrip("\n"), "not all different"),
         (LEAST + "seeds: [1, 1]\n", "must not repeat"),
         ("- 1\n", "holds no mapping"),
@@ -81,10 +90,13 @@ def test_arms_differ_only_in_mining_and_curriculum(tmp_path):
         {"datasets": [dataset], "mining": {"graph": "union", "swap_rounds": 7}}, base=tmp_path
     )
     mining, batches = spec.arm("paper")
-    assert (mining.partitioner, mining.graph, mining.swap_rounds) == ("metis", "mutual", 0)
-    assert batches.random_epochs == 0
+    assert (mining.partitioner, mining.graph, mining.swap_rounds) == ("metis-paper", "mutual", 0)
+    assert [phase.random_share for phase in batches.curriculum] == [0]
+    assert spec.arm("paper-curriculum") == (mining, spec.batches)
     mining, batches = spec.arm("random")
-    assert (mining.partitioner, batches.random_epochs) == ("random", batches.epochs)
+    assert mining.partitioner == "random"
+    assert [phase.random_share for phase in batches.curriculum] == [1]
+    assert {spec.arm(arm)[1].epochs for arm in ("random", "paper", "b3")} == {3}
     assert spec.arm("b3") == (spec.mining, spec.batches)
 
 
@@ -92,3 +104,29 @@ def test_a_spec_survives_json():
     dataset = {"name": "d", "uri": "/x", "query": "q", "positive": "p"}
     spec = PipelineSpec.model_validate({"datasets": [dataset]})
     assert PipelineSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_phases_are_cut_where_epochs_end():
+    """A phase of 1.5 epochs, a third of one, and the rest of three."""
+    third = 1 / 3
+    phases = tuple(Phase(epochs=e) for e in (1.5, third, 3 - 1.5 - third))
+    first, second, rest = phases
+    cut = BatchSpec(curriculum=phases).segments()
+    assert [[phase for _, phase in epoch] for epoch in cut] == [
+        [first],
+        [first, second, rest],
+        [rest],
+    ]
+    assert [share for epoch in cut for share, _ in epoch] == pytest.approx(
+        [1, 0.5, third, 0.5 - third, 1]
+    )
+
+
+def test_a_phase_may_have_its_own_k_and_repulsion():
+    mining = MiningSpec(k=32, repulsion=1.0)
+    batches = BatchSpec(
+        curriculum=(Phase(random_share=1, k=4), Phase(k=8), Phase(repulsion=0), Phase(k=8))
+    )
+    variants = mining.variants(batches)
+    assert [(v.k, v.repulsion) for v in variants] == [(8, 1.0), (32, 0.0)]
+    assert mining.variants(BatchSpec(curriculum=(Phase(random_share=1),))) == [mining]

@@ -75,6 +75,19 @@ def test_union_window_of_eight_points(eight):
     ]
 
 
+def test_scores_weigh_the_window_of_eight_points(eight):
+    """In ranks 1, 2, 3 positives stand 55, 80, 100 degrees off; their mean cosine is the unit."""
+    score = np.cos(np.radians([55, 80, 100]))
+    unit = np.maximum(score / score.mean(), 1e-3)
+    union_88 = dense(link(eight, p=1, m=3, mode="union", weights="score"))
+    assert union_88[0].tolist() == pytest.approx(
+        [0, unit[0], unit[1] + unit[2], 0, 0, 0, unit[1] + unit[2], unit[0]], abs=2e-3
+    )
+    mutual_88 = dense(link(eight, p=1, m=3, mode="mutual", weights="score"))
+    both = (unit[1] + unit[2]) / 2
+    assert mutual_88[0].tolist() == pytest.approx([0, 0, both, 0, 0, 0, both, 0], abs=2e-3)
+
+
 def test_a_narrower_window_of_eight_points_is_mutual_nowhere(eight):
     # Ranks 1, 2 are i-1 and i+2: neither step is taken back.
     graph = link(eight, p=1, m=2, mode="mutual")
@@ -151,7 +164,9 @@ def test_ranks_that_end_inside_the_window_are_refused():
         too_hard(ranks, p=21)
     with pytest.raises(ValueError, match=r"ranks \[-1, 4\)"):
         link(ranks, p=-1, m=5, mode="union")
-    with pytest.raises(ValueError, match="'both' is neither"):
+    with pytest.raises(ValueError, match="'rank' is neither 'count' nor 'score'"):
+        link(ranks, p=0, m=5, mode="union", weights="rank")
+    with pytest.raises(ValueError, match="'both' is neither 'mutual' nor 'union'"):
         link(ranks, p=5, m=15, mode="both")
 
 

@@ -7,11 +7,12 @@ import pytest
 
 from b3_core.artifacts import Address
 from b3_core.communities import Partition
-from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec
+from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, Phase
 from b3_core.embed import Pairs, PairsRef
 from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.manifest import Manifest, verify
 from b3_core.mine import Communities, Graph, ManifestOf, Ranks
+from b3_core.negatives import Negatives
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 from b3_core.teacher import Embeddings
@@ -40,6 +41,10 @@ class Vectors(Stage):
 @pytest.fixture
 def mined(tmp_path):
     """A store with every artifact of one small mining, and the manifest's stage."""
+    return mine(tmp_path, BatchSpec(batch_size=8))
+
+
+def mine(tmp_path, batching):
     store = ArtifactStore(str(tmp_path / "store"))
     file = tmp_path / "pairs.parquet"
     pq.write_table(topic_table(130), file)
@@ -49,11 +54,55 @@ def mined(tmp_path):
     vectors = Vectors(ref).run(store)
     ranks = Ranks(ref, vectors.address, 12)
     graph = Graph(ref, ranks, MINING)
-    part = Communities(ref, graph, MINING, 0)
-    stage = ManifestOf("small", (part,), MINING, BatchSpec(batch_size=8, epochs=3), 0)
-    for each in (ranks, graph, part, stage):
+    parts = tuple(Communities(ref, graph, v, 0) for v in MINING.variants(batching))
+    stage = ManifestOf("small", (parts,), MINING, batching, 0)
+    for each in (ranks, graph, *parts, stage):
         each.run(store)
     return store, stage
+
+
+def forged(store, stage, **changes):
+    """Write a manifest that is whole as files go, with something else in it."""
+    manifest = dataclasses.replace(Manifest.load(store.get(stage.address)), **changes)
+    address = dataclasses.replace(stage.address, fingerprint="forged")
+    with store.draft(address, lineage={}, settings={}) as draft:
+        manifest.save(draft, [ref.table(store) for ref in stage.refs])
+    return store.get(address)
+
+
+def test_negatives_are_in_the_manifest_and_checked(tmp_path):
+    store, stage = mine(tmp_path, BatchSpec(batch_size=8, negatives=2))
+    artifact = store.get(stage.address)
+    manifest = Manifest.load(artifact)
+    row_SBH = manifest.negatives.row_SBH
+    assert row_SBH.shape == (*manifest.plan.row_SB.shape, 2)
+    assert (row_SBH >= 0).mean() > 0.9
+    assert manifest.head["negatives_short"] == (row_SBH < 0).sum()
+    table = pq.read_table(artifact.path("batches.parquet"))
+    assert table["negatives"].to_pylist()[9] == row_SBH[1, 1].tolist()
+    assert verify(artifact)
+    members = np.broadcast_to(manifest.plan.row_SB[..., None], row_SBH.shape)
+    with pytest.raises(CorruptArtifactError, match="batch 0, slot 0, negative 0: .*group"):
+        verify(forged(store, stage, negatives=Negatives(np.ascontiguousarray(members))))
+
+
+def test_phases_with_their_own_k_have_their_own_communities(tmp_path):
+    phases = (Phase(random_share=1), Phase(k=2), Phase(k=8))
+    store, stage = mine(tmp_path, BatchSpec(batch_size=8, curriculum=phases))
+    artifact = store.get(stage.address)
+    manifest = Manifest.load(artifact)
+    assert manifest.head["variant_of_epoch"] == [0, 0, 1]
+    assert len(manifest.head["datasets"][0]["communities"]) == 2
+    assert verify(artifact)
+    plan = manifest.plan
+    runs = [len(set(row)) for row in plan.community_SB.tolist()]
+    assert [
+        np.mean([r for r, e in zip(runs, plan.epoch_S, strict=True) if e == epoch])
+        for epoch in range(3)
+    ] == pytest.approx([1, 4, 1], abs=0.6)
+    swapped = dict(manifest.head, variant_of_epoch=[0, 1, 0])
+    with pytest.raises(CorruptArtifactError, match="names a community"):
+        verify(forged(store, stage, head=swapped))
 
 
 def test_a_manifest_is_read_back_as_it_was_planned(mined):
@@ -69,7 +118,7 @@ def test_a_manifest_is_read_back_as_it_was_planned(mined):
     assert (source.row_id[table.row].to_numpy() == table.row_id).all()
     assert (source.key[table.row].to_numpy() == table.key).all()
     assert (table.community[table.epoch == 0] == -1).all()
-    label_N = Partition.load(store.get(stage.partitions[0].address)).label_N
+    label_N = Partition.load(store.get(stage.partitions[0][0].address)).label_N
     later = table[table.epoch > 0]
     assert (label_N[later.row] == later.community).all()
 
@@ -80,7 +129,7 @@ def test_the_head_says_what_it_was_made_from(mined):
     assert {path.split("/")[1] for path in head["lineage"]} == {
         "pairs", "embeddings", "ranks", "graph", "communities",
     }  # fmt: skip
-    assert head["datasets"][0]["quality"]["window"] > 0
+    assert head["datasets"][0]["quality"][0]["window"] > 0
     assert head["settings"]["seed"] == 0 and "igraph" in head["libraries"]
     text = json.dumps(head)
     assert store.root not in text and "seconds" not in text
@@ -127,17 +176,12 @@ def test_a_flipped_byte_anywhere_upstream_is_found(mined, tmp_path, upstream):
 def test_a_wrong_plan_under_right_hashes_is_refused(mined, change, message):
     """Someone writes a manifest whose files are whole but whose batches are not."""
     store, stage = mined
-    manifest = Manifest.load(store.get(stage.address))
-    plan = dataclasses.replace(manifest.plan, **change(manifest.plan))
-    address = dataclasses.replace(stage.address, fingerprint="forged")
-    table = stage.refs[0].table(store)
-    with store.draft(address, lineage={}, settings={}) as draft:
-        dataclasses.replace(manifest, plan=plan).save(draft, [table])
+    plan = Manifest.load(store.get(stage.address)).plan
     with pytest.raises(CorruptArtifactError, match=message):
-        verify(store.get(address))
+        verify(forged(store, stage, plan=dataclasses.replace(plan, **change(plan))))
 
 
 def test_another_artifact_is_no_manifest(mined):
     store, stage = mined
     with pytest.raises(InputError, match="communities artifact; expected a manifest"):
-        verify(store.get(stage.partitions[0].address))
+        verify(store.get(stage.partitions[0][0].address))

@@ -107,7 +107,9 @@ def test_a_plan_is_described_by_the_batches_of_all_epochs():
     rows, other = 30, 16
     parts = [partition_of(rng.permutation(n) // 2, 2) for n in (other, rows)]
     groups = [rng.integers(0, n, n).astype(np.int32) for n in (other, rows)]
-    plan = plan_batches(parts, group_of=groups, spec=BatchSpec(batch_size=16, epochs=3), rng=rng)
+    plan = plan_batches(
+        [[part] for part in parts], group_of=groups, spec=BatchSpec(batch_size=16), rng=rng
+    )
     ranks = random_table(rng, rows, 9)
     figures = describe(plan, ranks, p=3, m=6, group_N=groups[1], dataset=1)
     total = dict.fromkeys(("window", "too_hard", "mutual", "same_group"), 0)

@@ -1,5 +1,6 @@
 import itertools
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from scipy.sparse import csr_array
 
 from b3_core.graph import CsrGraph
 from b3_core.progress import silent
-from b3_core.swap import FEW, TOLERANCE, Net, Seats, refine, sweep
+from b3_core.swap import FEW, PARTS, TOLERANCE, Net, Seats, refine, sweep, worth
 
 
 def symmetric(rng, rows, *, density, values=(1.0, 2.0, 3.0)):
@@ -20,7 +21,7 @@ def symmetric(rng, rows, *, density, values=(1.0, 2.0, 3.0)):
 class Case:
     """A random graph with whole weights, so that every sum is exact; w as a full matrix."""
 
-    def __init__(self, seed, *, rows, k, density, groups, repulsion):
+    def __init__(self, seed, *, rows, k, density, groups, repulsion, evenness=0.0):
         rng = np.random.default_rng(seed)
         attract_NN, repel_NN = (symmetric(rng, rows, density=density) for _ in range(2))
         group_N = rng.integers(0, groups, rows).astype(np.int32)
@@ -34,10 +35,25 @@ class Case:
         self.label_N = (rng.permutation(rows) // k).astype(np.int32)
         self.group_N = group_N
         self.rng = rng
+        self.evenness = evenness
 
-    def objective(self, label_N):
+    @property
+    def seats(self):
+        return Seats.of(self.label_N, self.net, evenness=self.evenness)
+
+    def objective(self, label_N, bend=0.0):
+        """Worth of every community, less the penalty of every pair of one group in one."""
         same_NN = label_N[:, None] == label_N
-        return float(self.w_NN[same_NN].sum()) / 2
+        kin_NN = (
+            same_NN & (self.group_N[:, None] == self.group_N) & ~np.eye(len(label_N), dtype=bool)
+        )
+        hardness = [self.edge_NN[np.ix_(m, m)].sum() / 2 for m in self.members(label_N)]
+        total = sum(worth(float(h), bend) for h in hardness)
+        return float(total - self.net.penalty * kin_NN.sum() / 2)
+
+    @staticmethod
+    def members(label_N):
+        return [np.flatnonzero(label_N == c) for c in range(label_N.max() + 1)]
 
 
 def tie(case, label_N, row, community):
@@ -45,6 +61,11 @@ def tie(case, label_N, row, community):
     return sum(
         case.w_NN[row, other] for other in np.flatnonzero(label_N == community) if other != row
     )
+
+
+def edges(case, label_N, row, community):
+    """w(row, community) without the penalty."""
+    return case.edge_NN[row, label_N == community].sum()
 
 
 def slow_options(case, seats, row):
@@ -64,26 +85,30 @@ def slow_options(case, seats, row):
 def slow_sweep(case, seats, order_C):
     """What ``sweep`` does, each gain the difference of two whole objectives."""
     swaps, gained = 0, 0.0
-    for a in order_C:
-        for place in range(seats.member.shape[1]):
-            i = seats.member[a, place]
-            if i < 0:
-                break
+
+    def gain(i, j):
+        label_N = seats.label.copy()
+        label_N[[i, j]] = label_N[[j, i]]
+        return case.objective(label_N, seats.bend) - case.objective(seats.label, seats.bend)
+
+    for part in np.array_split(order_C, min(PARTS, len(order_C))):
+        rows = [i for a in part for i in seats.member[a] if i >= 0]
+        found = {}
+        for i in rows:
             best_j, best_gain = -1, TOLERANCE
-            before = case.objective(seats.label)
             for b in slow_options(case, seats, i):
                 for j in seats.member[b][seats.member[b] >= 0]:
-                    label_N = seats.label.copy()
-                    label_N[[i, j]] = b, a
-                    gain = case.objective(label_N) - before
-                    if gain > best_gain:
-                        best_j, best_gain = j, gain
-            if best_j >= 0:
-                b, spot = seats.label[best_j], seats.place[best_j]
-                seats.label[[i, best_j]] = b, a
-                seats.place[[i, best_j]] = spot, place
-                seats.member[a, place], seats.member[b, spot] = best_j, i
-                swaps, gained = swaps + 1, gained + best_gain
+                    if gain(i, j) > best_gain + 1e-12:
+                        best_j, best_gain = j, gain(i, j)
+            found[i] = best_j
+        for i, j in found.items():
+            if j < 0 or seats.label[i] == seats.label[j] or gain(i, j) <= TOLERANCE:
+                continue
+            swaps, gained = swaps + 1, gained + gain(i, j)
+            a, b = seats.label[[i, j]]
+            here, there = seats.place[[i, j]]
+            seats.label[[i, j]], seats.place[[i, j]] = (b, a), (there, here)
+            seats.member[a, here], seats.member[b, there] = j, i
     return swaps, gained
 
 
@@ -97,13 +122,14 @@ def cases(draw):
         density=draw(st.sampled_from([0.0, 0.1, 0.3, 0.9])),
         groups=draw(st.sampled_from([3, rows, 10_000])),
         repulsion=draw(st.sampled_from([0.0, 0.5, 2.0])),
+        evenness=draw(st.sampled_from([0.0, 0.0, 0.5, 1.0])),
     )
 
 
 @given(case=cases())
 @settings(max_examples=60, deadline=None)
 def test_the_kernel_swaps_exactly_as_its_slow_twin(case):
-    fast, slow = Seats.of(case.label_N, case.net), Seats.of(case.label_N, case.net)
+    fast, slow = case.seats, case.seats
     communities = len(fast.member)
     for _ in range(3):
         order_C = case.rng.permutation(communities)
@@ -117,18 +143,20 @@ def test_the_kernel_swaps_exactly_as_its_slow_twin(case):
 @given(case=cases())
 @settings(max_examples=100, deadline=None)
 def test_gains_add_up_to_the_difference_of_the_objective(case):
-    seats = Seats.of(case.label_N, case.net)
+    seats = case.seats
     communities = len(seats.member)
     for _ in range(4):
-        before, sizes = case.objective(seats.label), np.bincount(seats.label)
+        before, sizes = case.objective(seats.label, seats.bend), np.bincount(seats.label)
         seats.spare[:] = case.rng.integers(communities, size=len(case.label_N))
         swaps, gained = sweep(case.net, seats, case.rng.permutation(communities))
-        assert case.objective(seats.label) - before == pytest.approx(gained)
+        assert case.objective(seats.label, seats.bend) - before == pytest.approx(gained)
         assert gained >= swaps * TOLERANCE
         assert (np.bincount(seats.label) == sizes).all()
         for row, community in enumerate(seats.label):
             assert seats.member[community, seats.place[row]] == row
-            assert seats.own[row] == pytest.approx(tie(case, seats.label, row, community))
+            assert seats.own[row] == pytest.approx(edges(case, seats.label, row, community))
+        inner = [case.edge_NN[np.ix_(m, m)].sum() / 2 for m in case.members(seats.label)]
+        assert seats.hardness == pytest.approx(np.array(inner))
 
 
 def test_the_twins_meet_cases_in_which_something_is_swapped():
@@ -158,7 +186,9 @@ def test_one_swap_worked_by_hand():
     assert net.penalty == 1 + 2 * 6
     seats = Seats.of(np.array([0, 0, 1, 1], np.int32), net)
     assert seats.own.tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert seats.hardness.tolist() == [1.0, 1.0]
     assert sweep(net, seats, np.array([0, 1])) == (1, 3.0)
+    assert sorted(seats.hardness) == [0.0, 5.0]
     assert seats.label[0] == seats.label[2] != seats.label[1] == seats.label[3]
 
 
@@ -166,9 +196,12 @@ def test_one_swap_worked_by_hand():
 @settings(max_examples=40, deadline=None)
 def test_refining_ends_where_no_option_gains_or_rounds_are_out(case):
     start_N = case.label_N.copy()
-    refined_N = refine(case.label_N, case.net, rounds=50, rng=case.rng, progress=silent)
+    refined_N = refine(
+        case.label_N, case.net, rounds=50, rng=case.rng, progress=silent, evenness=case.evenness
+    )
     assert (case.label_N == start_N).all()
-    before, after = case.objective(start_N), case.objective(refined_N)
+    bend = case.seats.bend
+    before, after = case.objective(start_N, bend), case.objective(refined_N, bend)
     assert after >= before - 1e-9
     kin_before, kin_after = (
         sum(
@@ -178,7 +211,7 @@ def test_refining_ends_where_no_option_gains_or_rounds_are_out(case):
         for label_N in (start_N, refined_N)
     )
     assert kin_after <= kin_before
-    seats = Seats.of(refined_N, case.net)
+    seats = Seats.of(refined_N, case.net)._replace(bend=bend)
     if (seats.own >= 0).all():  # no spare communities are drawn then: nothing is left to chance
         assert slow_sweep(case, seats, np.arange(len(seats.member)))[0] == 0
 
@@ -194,3 +227,47 @@ def test_a_single_community_has_nothing_to_swap_with(rows):
     label_N = np.zeros(rows, np.int32)
     refined_N = refine(label_N, net, rounds=3, rng=np.random.default_rng(0), progress=silent)
     assert (refined_N == 0).all()
+
+
+def test_worth_is_concave_and_never_falls():
+    """With bend c = 1/8: h - h^2 / 8 up to its top of 2 at h = 4."""
+    points = [-2.0, 0.0, 1.0, 2.0, 4.0, 9.0]
+    assert [worth(h, 0.125) for h in points] == [-2.0, 0.0, 0.875, 1.5, 2.0, 2.0]
+    assert [worth(h, 0.0) for h in points] == points
+
+
+def test_evenness_spreads_edges_over_communities():
+    """Two rows with edges to one another are worth more apart from a dense community."""
+    rng = np.random.default_rng(0)
+    weight_NN = symmetric(rng, 240, density=0.05)
+    weight_NN[:40, :40] += symmetric(rng, 40, density=0.9)
+    label_N = (rng.permutation(240) // 8).astype(np.int32)
+    net = Net.of(
+        CsrGraph.of(csr_array(weight_NN)), None, group_N=np.arange(240, dtype=np.int32), repulsion=0
+    )
+
+    def refined(evenness):
+        made = refine(
+            label_N,
+            net,
+            rounds=20,
+            rng=np.random.default_rng(1),
+            progress=silent,
+            evenness=evenness,
+        )
+        return Seats.of(made, net).hardness
+
+    plain, even = refined(0.0), refined(1.0)
+    assert plain.sum() > even.sum() > 1.5 * Seats.of(label_N, net).hardness.sum()
+    assert even.std() / even.mean() < 0.9 * plain.std() / plain.mean()
+
+
+def test_threads_do_not_change_a_swap():
+    case = Case(3, rows=600, k=12, density=0.1, groups=400, repulsion=0.5)
+    made = []
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        rng = np.random.default_rng(0)
+        made.append(refine(case.label_N, case.net, rounds=20, rng=rng, progress=silent))
+    assert (made[0] == made[1]).all()
+    assert (made[0] != case.label_N).any()

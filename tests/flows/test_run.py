@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
 
+from b3_core.manifest import Manifest
+from b3_core.store import open_artifact
 from tests.conftest import topic_table
 from tests.system.test_kill import manifest_hashes, records
 
@@ -92,3 +96,35 @@ def test_data_and_store_in_s3_give_the_batches_of_local_ones(b3, write_config, t
     (local,) = (r for r in records(tmp_path / "store").values() if r["stage"] == "manifest")
     record = json.loads(s3fs.S3FileSystem().cat_file(f"{uri}/record.json"))
     assert record["files"]["batches.parquet"] == local["files"]["batches.parquet"]
+
+
+def test_classification_is_mined_by_labels(b3, write_config, tmp_path):
+    """Positives are label texts: no row meets its own label in a community of mined rows."""
+    rng = np.random.default_rng(0)
+    words = ["river", "engine", "violin", "harbour", "library", "orchard", "tunnel", "market"]
+    labels = [f"{word} {place}" for word in words for place in ("north", "south", "east")]
+    picks = rng.integers(0, len(labels), 600)
+    table = pa.table(
+        {
+            "text": [f"{labels[p]} seen in week {i}" for i, p in enumerate(picks)],
+            "label": [labels[p] for p in picks],
+            "group": picks,
+        }
+    )
+    pq.write_table(table, tmp_path / "labelled.parquet")
+    pq.write_table(table.slice(0, 60), tmp_path / "heldout.parquet")
+    dataset = {
+        "name": "places",
+        "uri": str(tmp_path / "labelled.parquet"),
+        "eval_uri": str(tmp_path / "heldout.parquet"),
+        "query": "text",
+        "positive": "label",
+        "task": "classification",
+    }
+    config = write_config(datasets=[dataset], arms=["random", "b3"], mining={"k": 8, "m": 40})
+    uris = json.loads(b3("mine", config, "--json").stdout)["manifests"]
+    heads = [Manifest.read_head(open_artifact(uri)) for uri in uris]
+    drawn, mined = (head["datasets"][0]["quality"][0] for head in heads)
+    assert drawn["same_group"] > 0.1 > mined["same_group"]
+    assert mined["window"] > 1.4 * drawn["window"]  # most rows of a random community are near too
+    assert b3("verify", uris[1]).stdout.startswith("sound: ")
