@@ -225,17 +225,19 @@ class TrainSpec(Spec):
     """The student and its contrastive training (InfoNCE, query to positive)."""
 
     student: str = Field(
-        "static",
-        description="'static' (token embeddings from random weights), 'minilm', or a "
+        "tokens",
+        description="'tokens' (texts are means of token vectors, which start from "
+        "all-MiniLM-L6-v2's), 'static' (the same from random weights), 'minilm', or a "
         "sentence-transformers model: a folder, or a hub id with its revision.",
     )
     revision: str | None = Field(None, description="Commit of a hub model; required for hub ids.")
-    dim: int = Field(256, ge=8, description="Width of the static student.")
+    dim: int = Field(256, ge=8, description="Width of the student 'static'.")
     temperature: float = Field(0.05, gt=0)
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Peak; 1e-2 for the static student (sparse Adam), else 2e-5 (AdamW).",
+        description="Peak; 1e-2 for 'static' and 3e-3 for other static models (sparse Adam), "
+        "2e-5 for transformers (AdamW).",
     )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up.")
     max_length: int | None = Field(
@@ -277,6 +279,14 @@ class ComputeSpec(Spec):
     train_workers: int = Field(1, ge=1, description="Data-parallel trainers.")
 
 
+class ArmSpec(Spec):
+    """An arm of one's own: CONFIG's mining and batches with some keys changed."""
+
+    name: Name
+    mining: dict[str, Any] = Field({}, description="Keys of mining that differ.")
+    batches: dict[str, Any] = Field({}, description="Keys of batches that differ.")
+
+
 class PipelineSpec(Spec):
     """One CONFIG: what to mine, train on and evaluate."""
 
@@ -287,8 +297,10 @@ class PipelineSpec(Spec):
     batches: BatchSpec = BatchSpec()
     train: TrainSpec = TrainSpec()
     evaluate: EvalSpec = EvalSpec()
-    arms: tuple[ArmName, ...] = Field(
-        ("random", "b3"), min_length=1, description="What is trained side by side."
+    arms: tuple[ArmName | ArmSpec, ...] = Field(
+        ("random", "b3"),
+        min_length=1,
+        description="What is trained side by side: names, or arms of one's own.",
     )
     seeds: tuple[int, ...] = Field(
         (0,), min_length=1, description="Each sets partition, batch order and initial weights."
@@ -306,29 +318,50 @@ class PipelineSpec(Spec):
         names = [d.name for d in self.datasets]
         if len(set(names)) < len(names):
             raise ValueError(f"dataset names {names} are not all different")
-        if len(set(self.arms)) < len(self.arms) or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("arms and seeds must not repeat")
+        for label, values in (("arms", self.arm_names), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{label} {list(values)} are not all different")
         labelled = [d.name for d in self.datasets if d.task == "classification"]
         if labelled and self.batches.negatives:
             raise ValueError(
                 f"batches.negatives is {self.batches.negatives}, but dataset {labelled[0]} is a "
                 "classification, where no row has a window to draw them from"
             )
-        for mining in self.mining.variants(self.batches):
-            if self.batches.batch_size % mining.k:
-                raise ValueError(
-                    f"batches.batch_size is {self.batches.batch_size}, "
-                    f"which is no multiple of k = {mining.k}"
-                )
+        for name in self.arm_names:
+            try:
+                mining, batches = self.arm(name)
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(map(str, first["loc"]))
+                raise ValueError(f"arm {name}, {key}: {first['msg']}") from error
+            for variant in mining.variants(batches):
+                if batches.batch_size % variant.k:
+                    raise ValueError(
+                        f"batches.batch_size is {batches.batch_size}, "
+                        f"which is no multiple of k = {variant.k} (arm {name})"
+                    )
         return self
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """Names of the arms, in order."""
+        return tuple(arm if isinstance(arm, str) else arm.name for arm in self.arms)
 
     def arm(self, name: str) -> tuple[MiningSpec, BatchSpec]:
         """Return the mining and batching of one arm; ``b3`` is CONFIG's own.
+
+        An arm of ``arms`` that is not just a name is CONFIG's own with its keys changed.
 
         ``random`` shuffles rows. ``paper`` is the published recipe: the mutual graph, METIS at its
         defaults, no swaps, no curriculum (arXiv 2505.11293, section 4). ``paper-curriculum`` is
         the same with CONFIG's curriculum, to tell the worth of either.
         """
+        for own in self.arms:
+            if isinstance(own, ArmSpec) and own.name == name:
+                return (
+                    MiningSpec.model_validate(self.mining.model_dump() | own.mining),
+                    BatchSpec.model_validate(self.batches.model_dump() | own.batches),
+                )
         everywhere = float(self.batches.epochs)
         if name == "random":
             at_random = (Phase(epochs=everywhere, random_share=1),)

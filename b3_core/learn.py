@@ -40,7 +40,9 @@ class Student(Stage):
     def of(cls, manifest: ManifestOf, train: TrainSpec) -> Self:
         """Identify the weights that training starts from."""
         initial = "random"
-        if train.student != "static":
+        if train.student == "tokens":  # the packaged model's token vectors
+            initial = "tokens:" + teacher.weights_of("minilm", None)
+        elif train.student != "static":
             initial = teacher.weights_of(train.student, train.revision)
         return cls(manifest, train, initial)
 
@@ -192,7 +194,7 @@ class Results(Stage):
 
     evaluations: tuple[tuple[str, Evaluation], ...]
     name: ClassVar[str] = "results"
-    version: ClassVar[int] = compare.VERSION
+    version: ClassVar[int] = 10 * compare.VERSION + 1
 
     @property
     def dataset(self) -> str:  # noqa: D102
@@ -221,10 +223,12 @@ class Results(Stage):
             row | _effort([run.student for run in runs], store)
             for row, runs in zip(compare.arms_table(metrics), arms.values(), strict=True)
         ]
+        # Every arm against the control, and b3 against every other.
+        compared = [(arm, "random") for arm in arms if arm != "random" and "random" in arms]
+        compared += [("b3", arm) for arm in arms if arm not in ("b3", "random") and "b3" in arms]
         differences = {
-            f"{arm} - random": self._difference(store, arms[arm], arms["random"])
-            for arm in arms
-            if "random" in arms and arm != "random"
+            f"{ours} - {control}": self._difference(store, arms[ours], arms[control])
+            for ours, control in compared
         }
         draft.write_json("results.json", {"arms": rows, "differences": differences})
         draft.path("report.md").write_text(_report(rows, differences), encoding="utf-8")

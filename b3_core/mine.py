@@ -3,7 +3,7 @@
 Vectors -> Ranks -> Graph -> Communities (one an arm and seed) -> ManifestOf (all datasets)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, ClassVar
@@ -101,11 +101,17 @@ class LabelRanks(DatasetStage):
         draft.counts |= {"rows": self.ref.rows, "labels": ranks.labels, "kept": ranks.kept}
 
 
-def ranking_of(ref: PairsRef, vectors: Address, mining: MiningSpec) -> "Ranks | LabelRanks":
-    """Return the ranking that a dataset's task asks for."""
+def ranking_of(
+    ref: PairsRef, vectors: Address, mining: MiningSpec, *, among: Sequence[MiningSpec] = ()
+) -> "Ranks | LabelRanks":
+    """Return the ranking that a dataset's task asks for.
+
+    ``among`` are the minings that share one table of ranks, which is as wide as the widest needs.
+    """
     if ref.spec.task == "classification":
         return LabelRanks(ref, vectors, mining.label_share)
-    return Ranks(ref, vectors, mining.cutoff(ref.spec.task) + mining.m)
+    width = max(each.cutoff(ref.spec.task) + each.m for each in (mining, *among))
+    return Ranks(ref, vectors, width)
 
 
 @dataclass(frozen=True)

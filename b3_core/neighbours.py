@@ -1,39 +1,35 @@
-"""The best positives of every query, exactly, own row and own group excluded.
+"""The best positives of every query, own row and own group excluded.
 
-    fp32 search, C candidates a row -> own group out -> exact scores in fp64 -> best M
-    rows whose candidates may not hold the best M: once more with 2C, at most N
+    search -> C candidates a row -> own group out -> exact scores in fp64 -> best M
+    rows whose candidates may not hold the best M: a better search, or 2C, 4C ... all N
 
-The search only proposes; scores and order come from fp64, so neither the block size, nor the
-number of threads, nor CPU or GPU can change a rank. N x N scores are never held.
+The search only proposes (:mod:`b3_core.search`); scores and order come from fp64, so neither the
+block size, nor the number of threads, nor CPU or GPU can change a rank. An approximate search may
+leave a positive out; how many it leaves out, :func:`window_recall` measures. N x N scores are
+never held.
 
-Legend: N rows, D width of a vector, M ranks kept, B rows of one block, C candidates a row.
+Legend: N rows, R rows that are ranked, D width of a vector, M ranks kept, B rows of one block,
+C candidates a row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from b3_core import search
 from b3_core.artifacts import Artifact, Draft
 from b3_core.errors import InputError
 from b3_core.progress import Progress, silent
 
 VERSION = 1
 
-_SLACK = 32  # candidates beyond M: room for the own group and for near ties at rank M
-_CELLS = 1 << 22  # candidates of one block, B x C: about 200 MB of temporaries
-_GPU_CANDIDATES = 2048  # faiss finds no more than this on a GPU
-_LEAST_MARGIN = 1e-5
-
-# (query_BD, positive_ND, C) -> scores and rows, both (B, C), best first
-_Knn = Callable[
-    [npt.NDArray[np.float32], npt.NDArray[np.float32], int],
-    tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
-]
+_SLACK = 15  # candidates beyond M and the own group: room for near ties at rank M
+_BLOCK = 1 << 14  # most rows of one block: whole blocks of faiss, and progress every few seconds
+_CELL = 40  # bytes a candidate costs: score and row (12), and twice that in faiss's reservoir
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +91,8 @@ def rank(
     *,
     group_N: npt.NDArray[np.int32],
     width: int,
+    method: search.Method = "exact",
+    memory_mb: int = 1024,
     progress: Progress = silent,
 ) -> RankTable:
     """Rank the best ``width`` positives of every query by inner product.
@@ -108,6 +106,12 @@ def rank(
         No row ranks a row of its own group, and so never itself.
     width
         Ranks wanted, p + m; at most N - 1 are kept.
+    method
+        ``exact``; or ``ivf`` or ``hnsw``, which may miss positives (:class:`b3_core.search.Index`)
+        and cost more than ``exact`` below about 200,000 rows. All three give exact scores.
+    memory_mb
+        Bound on the temporaries of one block of rows, on the CPU or the GPU. It bounds neither
+        the vectors, nor the table, nor an index, which holds the positives once more.
     progress
         Told how many rows are final.
 
@@ -121,106 +125,173 @@ def rank(
     InputError
         A vector is not finite (the row is named), or faiss is not installed.
     ValueError
-        The three arrays are not of N rows, or ``width`` is negative.
+        The three arrays are not of N rows, ``width`` is negative, ``memory_mb`` is not positive,
+        or ``method`` is none of the three.
     """
+    if width < 0 or memory_mb < 1 or method not in {"exact", "ivf", "hnsw"}:
+        raise ValueError(f"cannot rank at width {width} by {method!r} in {memory_mb} MB")
+    pairs = _Pairs.of(query_ND, positive_ND, group_N)
     rows = len(query_ND)
-    if query_ND.shape != positive_ND.shape or group_N.shape != (rows,) or width < 0:
-        raise ValueError(
-            f"cannot rank queries {query_ND.shape}, positives {positive_ND.shape}, "
-            f"groups {group_N.shape} at width {width}"
-        )
-    search = _Search(_finite(query_ND, "query"), _finite(positive_ND, "positive"), group_N, _knn())
+    first = (
+        search.exact(pairs.positive_ND, memory_mb=memory_mb)
+        if method == "exact"
+        else search.approximate(pairs.positive_ND, method=method, memory_mb=memory_mb)
+    )
     ranks = min(width, max(rows - 1, 0))
-    neighbour_NM = np.empty((rows, ranks), np.int32)
-    score_NM = np.empty((rows, ranks), np.float32)
-    pending = np.arange(rows if ranks else 0)
-    candidates, done = min(ranks + _SLACK, rows), 0
-    while pending.size:
-        unsure = []
-        for row_B in _blocks(pending, candidates):
-            neighbour_NM[row_B], score_NM[row_B], sure_B = search.best(
-                row_B, candidates=candidates, ranks=ranks
-            )
-            unsure.append(row_B[~sure_B])
-            done += int(sure_B.sum())
-            progress(done, rows)
-        pending = np.concatenate(unsure)
-        candidates = min(2 * candidates, rows)  # at N every row is sure, so this ends
-    return RankTable(neighbour_NM, score_NM)
+    return RankTable(
+        *_rank_rows(
+            pairs, np.arange(rows), ranks=ranks, first=first, memory_mb=memory_mb, progress=progress
+        )
+    )
+
+
+def window_recall(
+    table: RankTable,
+    query_ND: npt.NDArray[np.float32],
+    positive_ND: npt.NDArray[np.float32],
+    *,
+    group_N: npt.NDArray[np.int32],
+    p: int,
+    m: int,
+    rng: np.random.Generator,
+    sample: int = 1000,
+    memory_mb: int = 1024,
+) -> float:
+    """Measure which share of the exact ranks [p, p + m) the table's own [p, p + m) hold.
+
+    Parameters
+    ----------
+    table
+        Ranked by an approximate search of the same vectors and groups.
+    p, m
+        First ranks dropped, and ranks kept after them.
+    rng
+        Draws the rows that are ranked exactly.
+    sample
+        How many; at most N.
+
+    Returns
+    -------
+    float
+        Between 0 and 1; 1 where no sampled row has an exact window at all.
+
+    Raises
+    ------
+    InputError
+        As :func:`rank`.
+    ValueError
+        The arrays do not fit together, or the table ends before rank p + m.
+    """
+    pairs, rows = _Pairs.of(query_ND, positive_ND, group_N), len(query_ND)
+    ranks = min(p + m, max(rows - 1, 0))
+    if len(table.neighbour_NM) != rows or table.neighbour_NM.shape[1] < ranks:
+        raise ValueError(f"a table {table.neighbour_NM.shape} ends before rank {ranks} of {rows}")
+    row_R = np.sort(rng.choice(rows, min(sample, rows), replace=False))
+    first = search.exact(pairs.positive_ND, memory_mb=memory_mb)
+    exact_RM, _ = _rank_rows(pairs, row_R, ranks=ranks, first=first, memory_mb=memory_mb)
+    held = wanted = 0
+    for row, exact_M in zip(row_R, exact_RM, strict=True):
+        window = exact_M[p:][exact_M[p:] >= 0]
+        held += int(np.isin(window, table.neighbour_NM[row, p : p + m]).sum())
+        wanted += len(window)
+    return held / wanted if wanted else 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
+class _Pairs:
+    """What is ranked: contiguous float32 vectors that are finite, and groups."""
+
     query_ND: npt.NDArray[np.float32]
     positive_ND: npt.NDArray[np.float32]
     group_N: npt.NDArray[np.int32]
-    knn: _Knn
 
-    @cached_property
-    def margin_N(self) -> npt.NDArray[np.float64]:
-        """How far an fp32 score can be from the exact one, for each query.
+    @classmethod
+    def of(
+        cls,
+        query_ND: npt.NDArray[np.float32],
+        positive_ND: npt.NDArray[np.float32],
+        group_N: npt.NDArray[np.int32],
+    ) -> Self:
+        if query_ND.shape != positive_ND.shape or group_N.shape != (len(query_ND),):
+            raise ValueError(
+                f"cannot rank queries {query_ND.shape}, positives {positive_ND.shape}, "
+                f"groups {group_N.shape}"
+            )
+        return cls(_finite(query_ND, "query"), _finite(positive_ND, "positive"), group_N)
 
-        D u |q| |p| with u = 2^-24 bounds any order of summation (Higham, Accuracy and Stability
-        of Numerical Algorithms, 2002, section 3.1, to first order in u); never below 1e-5 |q| |p|.
+    def slack(self, ranks: int) -> int:
+        """Choose how many candidates to ask for beyond M: faiss slows down by 10 % for 16 more.
+
+        Room for the own group of all rows but the twentieth with the largest; where that is more
+        than M, most of a group lies far off, and to double C costs less.
         """
-        bound = max(_LEAST_MARGIN, self.query_ND.shape[1] * 2.0**-24)
-        longest = np.linalg.norm(self.positive_ND, axis=1).max()
-        margin_N: npt.NDArray[np.float64] = (
-            bound * longest * np.linalg.norm(self.query_ND, axis=1).astype(np.float64)
-        )
-        return margin_N
+        _, code_N, size_G = np.unique(self.group_N, return_inverse=True, return_counts=True)
+        return _SLACK + min(int(np.quantile(size_G[code_N], 0.95)), ranks)
 
     def best(
-        self, row_B: npt.NDArray[np.intp], *, candidates: int, ranks: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        self, row_B: npt.NDArray[np.intp], using: search.Search, *, candidates: int, ranks: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Return rows and scores, (B, M), and which of the B rows are sure to be right."""
-        rows = len(self.positive_ND)
-        query_BD = self.query_ND[row_B]
-        if candidates == rows:
-            found_BC = np.broadcast_to(np.arange(rows), (len(row_B), rows))
-            ceiling_B = np.full(len(row_B), -np.inf)
+        query_BD, whole = self.query_ND[row_B], candidates == len(self.positive_ND)
+        if whole:  # nothing to propose: all N are candidates
+            none_B, empty_B0 = np.zeros(len(row_B)), np.empty((len(row_B), 0), np.int64)
+            found = search.Proposal(empty_B0.astype(np.float32), empty_B0, none_B, none_B)
         else:
-            near_BC, found_BC = self.knn(query_BD, self.positive_ND, candidates)
-            ceiling_B = near_BC[:, -1] + self.margin_N[row_B]
-        own_BC = self.group_N[found_BC] == self.group_N[row_B, None]
-        candidate_BC = np.where(own_BC, -1, found_BC)
-        exact_BC = _exact_scores(query_BD, self.positive_ND, candidate_BC)
-        order_BM = np.lexsort((candidate_BC, -exact_BC))[:, :ranks]
-        best_BM = np.take_along_axis(candidate_BC, order_BM, axis=1)
-        score_BM = np.take_along_axis(exact_BC, order_BM, axis=1)
+            found = using.propose(query_BD, candidates)
+        best_BM, score_BM, last_B = _settle(
+            (query_BD, self.positive_ND), (self.group_N, row_B), found[:3], ranks
+        )
         # A positive that was not proposed scores at most the ceiling. Rank M must score more, not
         # as much: at equal scores the smaller row comes first. Too few survivors leave -inf here.
-        sure_B = (score_BM[:, -1] > ceiling_B) | (candidates == rows)
-        return best_BM, score_BM, sure_B
+        return best_BM, score_BM, (last_B > found.ceiling_B) | whole
 
 
-@njit(parallel=True)  # type: ignore[untyped-decorator]
-def _exact_scores(
-    query_BD: npt.NDArray[np.float32],
-    positive_ND: npt.NDArray[np.float32],
-    candidate_BC: npt.NDArray[np.int64],
-) -> npt.NDArray[np.float64]:
-    """Inner products in fp64, summed in order; -inf where the candidate is -1."""
-    exact_BC = np.full(candidate_BC.shape, -np.inf)
-    for b in prange(candidate_BC.shape[0]):
-        for c in range(candidate_BC.shape[1]):
-            row = candidate_BC[b, c]
-            if row >= 0:
-                total = 0.0
-                for d in range(query_BD.shape[1]):
-                    total += np.float64(query_BD[b, d]) * np.float64(positive_ND[row, d])
-                exact_BC[b, c] = total
-    return exact_BC
+def _rank_rows(
+    pairs: _Pairs,
+    row_R: npt.NDArray[np.intp],
+    *,
+    ranks: int,
+    first: search.Search,
+    memory_mb: int,
+    progress: Progress = silent,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Rank some rows: neighbours and scores, both (R, M)."""
+    rows = len(pairs.query_ND)
+    neighbour_RM = np.empty((len(row_R), ranks), np.int32)
+    score_RM = np.empty((len(row_R), ranks), np.float32)
+    if not ranks:
+        return neighbour_RM, score_RM
+    pending = np.arange(len(row_R))
+    using, candidates, done = first, min(ranks + pairs.slack(ranks), rows), 0
+    while pending.size:
+        unsure = []
+        for at_B in _blocks(pending, candidates, memory_mb):
+            neighbour_RM[at_B], score_RM[at_B], sure_B = pairs.best(
+                row_R[at_B], using, candidates=candidates, ranks=ranks
+            )
+            unsure.append(at_B[~sure_B])
+            done += int(sure_B.sum())
+            progress(done, len(row_R))
+            if using.better and sure_B.mean() < 0.5:  # it would only be tried in vain
+                using = using.better()
+        pending = np.concatenate(unsure)
+        if using.better and pending.size:
+            using = using.better()
+        else:
+            candidates = min(2 * candidates, rows)  # at N every row is sure, so this ends
+    return neighbour_RM, score_RM
 
 
-def _blocks(pending: npt.NDArray[np.intp], candidates: int) -> Iterator[npt.NDArray[np.intp]]:
-    size = max(_CELLS // candidates, 1)
+def _blocks(
+    pending: npt.NDArray[np.intp], candidates: int, memory_mb: int
+) -> Iterator[npt.NDArray[np.intp]]:
+    size = min(max((memory_mb << 20) // (_CELL * candidates), 1), _BLOCK)
     for start in range(0, len(pending), size):
         yield pending[start : start + size]
 
 
 def _finite(vector_ND: npt.NDArray[np.float32], side: str) -> npt.NDArray[np.float32]:
-    bad = np.flatnonzero(~np.isfinite(vector_ND).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(search.lengths(vector_ND)))
     if bad.size:
         raise InputError(
             f"the embedding of the {side} in row {bad[0]} is not finite ({bad.size} such rows)",
@@ -230,22 +301,92 @@ def _finite(vector_ND: npt.NDArray[np.float32], side: str) -> npt.NDArray[np.flo
     return np.ascontiguousarray(vector_ND, dtype=np.float32)
 
 
-def _knn() -> _Knn:
-    """Return faiss's exact search: on its GPU where it has one and C is small enough."""
-    try:
-        import faiss  # noqa: PLC0415 - an extra: CPU or GPU build, the user's choice
-    except ImportError as error:
-        raise InputError(
-            "ranking needs faiss, which is not installed",
-            remedy="pip install 'b3-batches[cpu]'",
-        ) from error
-    inner = faiss.METRIC_INNER_PRODUCT
-    gpus = getattr(faiss, "get_num_gpus", lambda: 0)()  # some CPU builds lack the function
-    gpu = faiss.StandardGpuResources() if gpus else None
+@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+def _settle(
+    vectors: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    owner: tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]],
+    found: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]],
+    ranks: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Score candidates exactly and sort them: rows and scores (B, M), and the exact score M.
 
-    def knn(query_BD: Any, positive_ND: Any, candidates: int) -> Any:
-        if gpu is not None and candidates <= _GPU_CANDIDATES:
-            return faiss.knn_gpu(gpu, query_BD, positive_ND, candidates, metric=inner)
-        return faiss.knn(query_BD, positive_ND, candidates, metric=inner)
+    ``vectors`` are the block's queries and all positives, ``owner`` all groups and the rows of the
+    block, ``found`` the first three parts of a proposal; one without a candidate stands for all N.
+    """
+    query_BD, positive_ND = vectors
+    group_N, row_B = owner
+    near_BC, found_BC, error_B = found
+    best_BM = np.full((len(row_B), ranks), -1, np.int32)
+    score_BM = np.full((len(row_B), ranks), -np.inf, np.float32)
+    last_B = np.full(len(row_B), -np.inf)
+    for b in prange(len(row_B)):
+        whole = found_BC.shape[1] == 0
+        size = len(positive_ND) if whole else found_BC.shape[1]
+        row_C, exact_C = np.empty(size, np.int64), np.empty(size)
+        kept, floor = 0, -np.inf
+        for c in range(size):
+            row = c if whole else found_BC[b, c]
+            if row < 0 or group_N[row] == group_N[row_B[b]]:
+                continue
+            if not whole:
+                # M survivors score floor or more, exactly; from here on all score less.
+                if near_BC[b, c] + error_B[b] < floor:
+                    break
+                if kept == ranks - 1:
+                    floor = near_BC[b, c] - error_B[b]
+            row_C[kept] = row
+            kept += 1
+        query_D = query_BD[b].astype(np.float64)
+        for c in range(0, kept, 4):  # the last four may hold one row more than once
+            d, e, f = min(c + 1, kept - 1), min(c + 2, kept - 1), min(c + 3, kept - 1)
+            exact_C[c], exact_C[d], exact_C[e], exact_C[f] = _inner(
+                query_D,
+                (positive_ND[row_C[c]], positive_ND[row_C[d]]),
+                (positive_ND[row_C[e]], positive_ND[row_C[f]]),
+            )
+        _sort(row_C[:kept], exact_C[:kept])
+        for r in range(min(kept, ranks)):
+            best_BM[b, r], score_BM[b, r] = row_C[r], exact_C[r]
+        if kept >= ranks:
+            last_B[b] = exact_C[ranks - 1]
+    return best_BM, score_BM, last_B
 
-    return knn
+
+# Four at a time, for the time goes into waiting for rows. A product of two float32 is exact in
+# fp64, so to fuse it with its sum ("contract") changes nothing. Nor does it to sum in any order
+# ("reassoc") where no sum rounds, as with stored teachers' vectors; with others the order is the
+# CPU's choice, but the same for all of its rows.
+@njit(cache=True, fastmath={"contract", "reassoc"})  # type: ignore[untyped-decorator]
+def _inner(
+    query_D: npt.NDArray[np.float64],
+    ab: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    cd: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+) -> tuple[float, float, float, float]:
+    a_D, b_D = ab
+    c_D, d_D = cd
+    a = b = c = d = 0.0
+    for i in range(len(query_D)):
+        a += query_D[i] * np.float64(a_D[i])
+        b += query_D[i] * np.float64(b_D[i])
+        c += query_D[i] * np.float64(c_D[i])
+        d += query_D[i] * np.float64(d_D[i])
+    return a, b, c, d
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _sort(row_C: npt.NDArray[np.int64], exact_C: npt.NDArray[np.float64]) -> None:
+    """Sort in place: best first, ties by smaller row."""
+    for c in range(1, len(row_C)):
+        if exact_C[c] > exact_C[c - 1] or (
+            exact_C[c] == exact_C[c - 1] and row_C[c] < row_C[c - 1]
+        ):
+            break
+    else:
+        return  # most rows come sorted
+    order_C = np.argsort(-exact_C, kind="mergesort")
+    row_C[:], exact_C[:] = row_C[order_C], exact_C[order_C]
+    start = 0
+    for c in range(1, len(row_C) + 1):
+        if c == len(row_C) or exact_C[c] != exact_C[start]:
+            row_C[start:c].sort()
+            start = c

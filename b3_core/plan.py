@@ -43,20 +43,27 @@ class Plan:
         InputError
             A dataset is too small for the batches asked for.
         """
-        vectors, ranks = [], []
+        arms = {name: spec.arm(name) for name in spec.arm_names}
+        minings = [mining for mining, _ in arms.values()]
+        vectors = []
         for ref in refs:
-            largest = max(mining.k for mining in spec.mining.variants(spec.batches))
-            check_rows(ref, k=largest, batch_size=spec.batches.batch_size)
+            largest = max(
+                v.k for mining, batches in arms.values() for v in mining.variants(batches)
+            )
+            check_rows(ref, k=largest, batch_size=max(b.batch_size for _, b in arms.values()))
             vectors.append(Vectors.of(store, ref, spec.teacher, spec.compute.shard_rows))
-            ranks.append(ranking_of(ref, vectors[-1].address, spec.mining))
-        keys: list[tuple[str, int]] = [(arm, seed) for arm in spec.arms for seed in spec.seeds]
-        manifests = {(arm, seed): _manifest(spec, arm, seed, ranks) for arm, seed in keys}
+        ranks = {
+            name: [ranking_of(made.ref, made.address, mining, among=minings) for made in vectors]
+            for name, (mining, _) in arms.items()
+        }
+        keys: list[tuple[str, int]] = [(arm, seed) for arm in spec.arm_names for seed in spec.seeds]
+        manifests = {(arm, seed): _manifest(spec, arm, seed, ranks[arm]) for arm, seed in keys}
         students = {key: Student.of(made, spec.train) for key, made in manifests.items()}
         evaluations = {key: Evaluation(made, spec.evaluate) for key, made in students.items()}
         parts = [p for made in manifests.values() for variants in made.partitions for p in variants]
         return cls(
             vectors=tuple(vectors),
-            ranks=tuple(ranks),
+            ranks=tuple(_once(table for tables in ranks.values() for table in tables)),
             graphs=tuple(_once(part.graph for part in parts)),
             communities=tuple(_once(parts)),
             manifests=manifests,

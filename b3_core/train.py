@@ -43,7 +43,8 @@ from b3_core.static import SparseMean, TokenCollator, TokenTable, is_static
 
 VERSION = 1
 
-_RATE = {"static": 1e-2, "transformer": 2e-5}  # as TrainSpec.learning_rate says
+# As TrainSpec.learning_rate says: what is trained already wants smaller steps.
+_RATE = {"random": 1e-2, "static": 3e-3, "transformer": 2e-5}
 _CACHED_FROM = 256  # rows a device: beyond, gradients are cached to bound memory
 _CACHED_ROWS = 64  # rows of one forward pass then; does not change the gradient
 _POINTS = 50  # of the loss curve
@@ -112,12 +113,14 @@ def train_student(
 
 
 def build_student(spec: TrainSpec, *, seed: int) -> SentenceTransformer:
-    """Return the student before training; ``static`` starts from random weights.
+    """Return the student before training; only ``static`` starts from random weights.
 
     Its prompts are saved with it, as ``query`` and ``document``.
     """
     if spec.student == "static":
         model = packaged.static_student(spec.dim, seed)
+    elif spec.student == "tokens":
+        model = packaged.token_student()
     else:
         model = teacher.load_model(spec.student, revision=spec.revision)
     if spec.max_length is not None:
@@ -223,7 +226,7 @@ def _arguments(
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(output),
         num_train_epochs=1,  # the sampler goes through all epochs of the plan in one pass
-        learning_rate=spec.learning_rate or _RATE["static" if static else "transformer"],
+        learning_rate=spec.learning_rate or _RATE[_kind(model, spec)],
         lr_scheduler_type="linear",
         warmup_steps=round(spec.warmup_ratio * steps),
         optim="adamw_torch",
@@ -245,6 +248,12 @@ def _arguments(
     # One process drives one device: DataParallel would multiply the batch by the GPUs it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _kind(model: SentenceTransformer, spec: TrainSpec) -> str:
+    if not is_static(model):
+        return "transformer"
+    return "random" if spec.student == "static" else "static"
 
 
 def _check_backend() -> None:

@@ -27,7 +27,7 @@ def trained(plan: Plan, store: ArtifactStore) -> Outcome:
 
 
 def evaluated(plan: Plan, store: ArtifactStore) -> Outcome:
-    """Return ``arms``, a row each, and ``differences`` to the random arm."""
+    """Return ``arms``, a row each, and ``differences`` between them."""
     return read_results(store.get(plan.results.address))
 
 
@@ -47,12 +47,10 @@ OF_FLOW: dict[str, Callable[[Plan, ArtifactStore], Outcome]] = {
 def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
     """Return what ``flow`` would return if the store holds all its work, else None."""
     store = ArtifactStore(spec.store.root)
-    found = [store.find(Pairs.of(d, spec.evaluate).address) for d in spec.datasets]
-    pairs = [artifact for artifact in found if artifact is not None]
-    if len(pairs) < len(found):
+    read = refs(spec, store)
+    if read is None:
         return None
-    refs = [PairsRef.of(d, artifact) for d, artifact in zip(spec.datasets, pairs, strict=True)]
-    plan = Plan.of(spec, refs, store)
+    plan = Plan.of(spec, read, store)
     needed: dict[str, Iterable[Stage]] = {
         "mine": plan.manifests.values(),
         "train": [*plan.manifests.values(), *plan.students.values()],
@@ -62,6 +60,15 @@ def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
     if any(store.find(stage.address) is None for stage in needed[flow]):
         return None
     return OF_FLOW[flow](plan, store)
+
+
+def refs(spec: PipelineSpec, store: ArtifactStore) -> list[PairsRef] | None:
+    """Return the datasets of CONFIG as the store has them; None if one was never read."""
+    found = [store.find(Pairs.of(d, spec.evaluate).address) for d in spec.datasets]
+    pairs = [artifact for artifact in found if artifact is not None]
+    if len(pairs) < len(found):
+        return None
+    return [PairsRef.of(d, artifact) for d, artifact in zip(spec.datasets, pairs, strict=True)]
 
 
 def _uris(stages: Iterable[Stage], store: ArtifactStore) -> list[str]:

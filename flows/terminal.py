@@ -87,6 +87,16 @@ def arms_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def figures_table(rows: list[dict[str, Any]]) -> Table:
+    """Lay the rows of a measurement out, a column a figure."""
+    table = Table(box=SIMPLE_HEAD)
+    for place, name in enumerate(rows[0]):
+        table.add_column(name.replace("_", " "), justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    return table
+
+
 def difference_lines(results: dict[str, Any]) -> list[str]:
     """Say each difference in MRR with its interval, in a sentence a line."""
     return [

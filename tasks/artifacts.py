@@ -32,7 +32,7 @@ def publish_manifests(manifests: Mapping[tuple[str, int], Artifact]) -> None:
 
 
 def publish_results(results: dict[str, Any]) -> None:
-    """Show the arms side by side, and the differences to the random arm."""
+    """Show the arms side by side, and the differences between them."""
     rows = [
         {
             "arm": row["arm"],

@@ -59,7 +59,7 @@ def write_config(tmp_path, dataset):
                 "batch_size": 32,
                 "curriculum": [{"epochs": 1, "random_share": 1}, {"epochs": 1}],
             },
-            "train": {"dim": 32},
+            "train": {"student": "static", "dim": 32},
             "arms": ["random", "paper", "b3"],
             "seeds": [0],
             "store": {"root": str(tmp_path / "store")},

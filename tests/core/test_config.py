@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_a_teacher_may_be_just_its_name(config):
             r"'batches\.curriculum\[0\]\.epoch'.*did you mean 'epochs'",
         ),
         (LEAST + LEAST.replace("datasets:", "").lstrip("\n"), "not all different"),
-        (LEAST + "seeds: [1, 1]\n", "must not repeat"),
+        (LEAST + "seeds: [1, 1]\n", "seeds .1, 1. are not all different"),
         ("- 1\n", "holds no mapping"),
         ("datasets: [\n", "no valid YAML at line"),
         (LEAST.replace("name: faq", "name: ../faq"), r"'datasets\[0\]\.name'"),
@@ -130,3 +131,20 @@ def test_a_phase_may_have_its_own_k_and_repulsion():
     variants = mining.variants(batches)
     assert [(v.k, v.repulsion) for v in variants] == [(8, 1.0), (32, 0.0)]
     assert mining.variants(BatchSpec(curriculum=(Phase(random_share=1),))) == [mining]
+
+
+def test_an_arm_of_ones_own_changes_some_keys():
+    own = {"name": "k8", "mining": {"k": 8}, "batches": {"batch_size": 16}}
+    dataset = {"name": "d", "uri": "/x", "query": "q", "positive": "p"}
+    config = {"datasets": [dataset], "mining": {"p": 5}, "arms": ["random", own]}
+    spec = parse_config(config, base=Path("/"))
+    assert spec.arm_names == ("random", "k8")
+    mining, batches = spec.arm("k8")
+    assert (mining.p, mining.k, batches.batch_size, batches.epochs) == (5, 8, 16, 3)
+    for wrong, message in (
+        ({"mining": {"kk": 8}}, "arm k8, kk: Extra inputs are not permitted"),
+        ({"mining": {"k": 24}}, "64, which is no multiple of k = 24 .arm k8."),
+        ({"name": "random"}, "are not all different"),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_config(config | {"arms": ["random", {"name": "k8"} | wrong]}, base=Path("/"))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from b3_core import neighbours
+from b3_core import neighbours, search
 from b3_core.errors import InputError
-from b3_core.neighbours import RankTable, rank
+from b3_core.neighbours import RankTable, rank, window_recall
 from b3_core.store import Address, ArtifactStore
 
 INF = np.inf
@@ -70,10 +70,10 @@ def searched(monkeypatch):
     return calls
 
 
-@pytest.fixture(params=[0, 32], ids=["all rows at once", "faiss proposes"])
+@pytest.fixture(params=[15, 0], ids=["all rows at once", "faiss proposes"])
 def circle_slack(request, monkeypatch):
     """Eight rows fit into the usual slack; without it they go through the search."""
-    monkeypatch.setattr(neighbours, "_SLACK", 32 - request.param)
+    monkeypatch.setattr(neighbours, "_SLACK", request.param)
 
 
 def test_eight_points_on_a_circle(circle_slack):
@@ -147,7 +147,7 @@ def test_equals_brute_force(p, m, searched):
     table = rank(query_ND, positive_ND, group_N=group_N, width=p + m)
     assert table.neighbour_NM.shape == (700, p + m)
     assert_same(table, brute_force_rank(query_ND, positive_ND, group_N=group_N, width=p + m))
-    assert searched[0] == (700, p + m + 32)
+    assert searched[0] == (700, p + m + 15 + 4)  # the own group has 4 rows at most, mostly
 
 
 def test_duplicated_vectors_are_retried_until_the_tie_is_whole(searched):
@@ -156,13 +156,18 @@ def test_duplicated_vectors_are_retried_until_the_tie_is_whole(searched):
     table = rank(query_ND, positive_ND, group_N=alone(400), width=30)
     assert_same(table, brute_force_rank(query_ND, positive_ND, group_N=alone(400), width=30))
     assert (table.score_NM == table.score_NM[:, :1]).all()  # one tie of 80 rows fills every row
-    assert searched == [(400, 62), (400, 124)]
+    assert searched == [(400, 46), (400, 92)]
     one_vector = np.tile(query_ND[:1], (400, 1))
     searched.clear()
     table = rank(one_vector, one_vector, group_N=alone(400), width=30)
     assert table.neighbour_NM[0].tolist() == list(range(1, 31))
     assert table.neighbour_NM[399].tolist() == list(range(30))
-    assert searched == [(400, 62), (400, 124), (400, 248)]  # then all 400, without a search
+    assert searched == [
+        (400, 46),
+        (400, 92),
+        (400, 184),
+        (400, 368),
+    ]  # then all 400, without a search
 
 
 def test_large_groups_are_searched_past(searched):
@@ -174,7 +179,7 @@ def test_large_groups_are_searched_past(searched):
     table = rank(query_ND, positive_ND, group_N=topic_N, width=40)
     assert_same(table, brute_force_rank(query_ND, positive_ND, group_N=topic_N, width=40))
     assert (table.neighbour_NM >= 0).all()
-    assert searched == [(600, 72), (600, 144), (600, 288)]
+    assert searched == [(600, 95), (600, 190), (600, 380)]
 
 
 def test_one_group_of_all_rows_leaves_only_padding():
@@ -204,11 +209,11 @@ def small_datasets(draw):
 
 
 @settings(deadline=None, max_examples=30)
-@given(small_datasets(), st.integers(1, 35), st.sampled_from([100, 1 << 22]), st.integers(0, 9))
-def test_any_dataset_block_and_slack_equals_brute_force(dataset, width, cells, slack):
+@given(small_datasets(), st.integers(1, 35), st.sampled_from([3, 1 << 14]), st.integers(0, 9))
+def test_any_dataset_block_and_slack_equals_brute_force(dataset, width, block, slack):
     query_ND, positive_ND, group_N = dataset
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "_CELLS", cells)
+        patch.setattr(neighbours, "_BLOCK", block)
         patch.setattr(neighbours, "_SLACK", slack)
         table = rank(query_ND, positive_ND, group_N=group_N, width=width)
     assert_same(table, brute_force_rank(query_ND, positive_ND, group_N=group_N, width=width))
@@ -220,9 +225,9 @@ def test_the_block_size_changes_nothing(monkeypatch, searched):
     expected = rank(query_ND, positive_ND, group_N=alone(120), width=20)
     for size in (1, 7, 50):
         searched.clear()
-        monkeypatch.setattr(neighbours, "_CELLS", size * 52)
+        monkeypatch.setattr(neighbours, "_BLOCK", size)
         assert_same(rank(query_ND, positive_ND, group_N=alone(120), width=20), expected)
-        assert searched[0] == (size, 52)
+        assert searched[0] == (size, 36)
     assert len({tuple(row) for row in expected.score_NM}) >= 80  # no table of one score
 
 
@@ -287,10 +292,10 @@ def test_a_gpu_searches_what_it_can_and_the_cpu_the_rest(monkeypatch, searched):
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
     monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
     monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
-    monkeypatch.setattr(neighbours, "_GPU_CANDIDATES", 100)
+    monkeypatch.setattr(search, "_GPU_CANDIDATES", 100)
     assert_same(rank(query_ND, positive_ND, group_N=group_N, width=40), expected)
-    assert on_gpu == [72]
-    assert [k for _, k in searched] == [144]
+    assert on_gpu == [95]
+    assert [k for _, k in searched] == [190]
 
 
 def test_a_faiss_without_gpu_functions_runs_on_the_cpu(monkeypatch, searched):
@@ -300,8 +305,288 @@ def test_a_faiss_without_gpu_functions_runs_on_the_cpu(monkeypatch, searched):
     assert searched
 
 
+def test_the_memory_bounds_the_rows_of_a_block(searched):
+    query_ND, positive_ND = random_pairs(700)
+    rank(query_ND, positive_ND, group_N=alone(700), width=130, memory_mb=1)
+    size = 2**20 // (40 * 146)
+    assert searched == [(size, 146)] * 3 + [(700 - 3 * size, 146)]
+
+
+@pytest.fixture
+def through_torch(monkeypatch):
+    """Send exact searches through torch on the CPU; the number types of its searches, in order."""
+    types, whole = [], search.Torch
+
+    class Counted(whole):
+        def propose(self, query_BD, candidates):
+            types.append((str(self.dtype).removeprefix("torch."), len(query_BD)))
+            return super().propose(query_BD, candidates)
+
+    def use(dtype, memory_mb=1):
+        monkeypatch.setattr(search, "Torch", Counted)
+        monkeypatch.setattr(
+            search,
+            "exact",
+            lambda positive_ND, **_: Counted(
+                positive_ND, device="cpu", dtype=dtype, memory_mb=memory_mb
+            ),
+        )
+        return types
+
+    return use
+
+
+def crowded(rows, *, offset, seed):
+    """Pairs that lean to one side, so that scores lie close together."""
+    rng = np.random.default_rng(seed)
+    query_ND = rng.normal(size=(rows, 16)) + offset * np.eye(16)[0]
+    return stored(query_ND), stored(query_ND + rng.normal(size=(rows, 16)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_torch_ranks_as_faiss_does(dtype, through_torch):
+    query_ND, positive_ND = crowded(900, offset=4, seed=7)
+    query_ND[300:600], positive_ND[300:600] = query_ND[:300], positive_ND[:300]  # ties
+    group_N = np.random.default_rng(1).integers(0, 700, 900).astype(np.int32)
+    expected = rank(query_ND, positive_ND, group_N=group_N, width=100)
+    types = through_torch(dtype)
+    assert_same(rank(query_ND, positive_ND, group_N=group_N, width=100), expected)
+    assert types[0] == (dtype, 900)
+    if dtype == "bfloat16":  # too coarse to be sure of some rows
+        assert types[1][0] == "float32"
+        assert 0 < types[1][1] < 450
+    else:
+        assert len(types) == 1
+
+
+def test_rows_that_a_coarse_search_leaves_unsure_are_searched_finely(through_torch, monkeypatch):
+    monkeypatch.setattr(neighbours, "_BLOCK", 100)
+    query_ND, positive_ND = crowded(600, offset=15, seed=8)
+    expected = rank(query_ND, positive_ND, group_N=alone(600), width=100)
+    types = through_torch("bfloat16")
+    assert_same(rank(query_ND, positive_ND, group_N=alone(600), width=100), expected)
+    # The first block shows that most rows are unsure, so the others are not tried in vain.
+    assert types[0] == ("bfloat16", 100)
+    assert {name for name, _ in types[1:]} == {"float32"}
+    assert types[1:6] == [("float32", 100)] * 5
+
+
+def test_vectors_that_overflow_float16_are_ranked_exactly(through_torch):
+    query_ND, positive_ND = random_pairs(300, seed=9)
+    query_ND, positive_ND = 1e4 * query_ND, 1e4 * positive_ND
+    positive_ND[5] *= 100  # not even held by float16
+    expected = brute_force_rank(query_ND, positive_ND, group_N=alone(300), width=40)
+    types = through_torch("float16")
+    table = rank(query_ND, positive_ND, group_N=alone(300), width=40)
+    np.testing.assert_array_equal(table.neighbour_NM, expected.neighbour_NM)
+    assert [name for name, _ in types] == ["float16", "float32"]
+
+
+def halfway(rows):
+    """Vectors whose every number bfloat16 rounds as far as it can, all in one direction."""
+    vector_ND = np.ones((rows, 64), np.float32)
+    vector_ND[:, :60] += np.float32(2.0**-8)
+    return vector_ND + np.arange(rows, dtype=np.float32)[:, None] * np.float32(2.0**-20)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["random", "long", "tiny", "halfway", "cancelling"])
+def test_no_score_of_a_search_is_further_off_than_it_says(dtype, kind):
+    rng = np.random.default_rng(2)
+    query_ND, positive_ND = rng.normal(size=(2, 400, 64)).astype(np.float32)
+    if kind == "long":
+        query_ND, positive_ND = 100 * query_ND, 0.01 * positive_ND
+    elif kind == "tiny":
+        query_ND, positive_ND = 1e-4 * query_ND, 1e-3 * positive_ND
+    elif kind == "halfway":
+        query_ND = positive_ND = halfway(400)
+    elif kind == "cancelling":
+        positive_ND[:, 32:] = -positive_ND[:, :32] * np.float32(1 + 2.0**-9)
+        query_ND[:, 32:] = query_ND[:, :32]
+    exact_NN = query_ND.astype(np.float64) @ positive_ND.T.astype(np.float64)
+    found = search.Torch(positive_ND, device="cpu", dtype=dtype, memory_mb=1).propose(query_ND, 50)
+    off_NC = np.abs(found.score_BC - np.take_along_axis(exact_NN, found.row_BC, axis=1))
+    assert (off_NC <= found.error_B[:, None]).all()
+    if kind != "tiny":  # the bound says something
+        largest = np.linalg.norm(query_ND, axis=1) * np.linalg.norm(positive_ND, axis=1).max()
+        assert (found.error_B < 0.015 * largest).all()
+    np.put_along_axis(exact_NN, found.row_BC, -INF, axis=1)
+    assert (exact_NN.max(axis=1) <= found.ceiling_B).all()
+
+
+def test_torch_is_left_as_it_was():
+    torch = pytest.importorskip("torch")
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with search._full_precision(torch):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not matmul.allow_fp16_reduced_precision_reduction
+            assert not matmul.allow_bf16_reduced_precision_reduction
+        assert torch.get_float32_matmul_precision() == "high"
+        assert matmul.allow_fp16_reduced_precision_reduction
+        assert matmul.allow_bf16_reduced_precision_reduction
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("faiss_gpus", "searches"), [(0, ["float16"]), (1, ["faiss", "float32"])])
+def test_torch_searches_on_a_gpu_what_faiss_cannot(faiss_gpus, searches, monkeypatch):
+    query_ND, positive_ND = random_pairs(900, seed=10)
+    group_N = np.arange(900, dtype=np.int32) // (450 if faiss_gpus else 1)
+    expected = brute_force_rank(query_ND, positive_ND, group_N=group_N, width=60)
+    used, whole, plain = [], search.Torch, faiss.knn
+
+    class OnGpu(whole):
+        def __init__(self, positive_ND, *, device, dtype, memory_mb):
+            assert device == "cuda"
+            super().__init__(positive_ND, device="cpu", dtype=dtype, memory_mb=memory_mb)
+
+        def propose(self, query_BD, candidates):
+            used.append(str(self.dtype).removeprefix("torch."))
+            return super().propose(query_BD, candidates)
+
+    def knn_gpu(resources, query_BD, positive_ND, k, **options):
+        used.append("faiss")
+        return plain(query_BD, positive_ND, k, **options)
+
+    monkeypatch.setattr(search, "Torch", OnGpu)
+    monkeypatch.setattr(search, "_torch_sees_gpu", lambda: True)
+    monkeypatch.setattr(search, "_GPU_CANDIDATES", 150)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: faiss_gpus, raising=False)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
+    monkeypatch.delattr(faiss, "knn")
+    assert_same(rank(query_ND, positive_ND, group_N=group_N, width=60), expected)
+    assert used == searches
+
+
+def test_torch_is_not_imported_where_there_is_no_driver(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(search, "_DRIVERS", ())
+    monkeypatch.setattr(search.importlib, "import_module", pytest.fail)
+    assert not search._torch_sees_gpu()
+
+
+def topics(rows, *, seed=0):
+    """Pairs around a few centres, as embeddings lie."""
+    rng = np.random.default_rng(seed)
+    centre_ND = rng.normal(size=(rows // 60, 16))[rng.integers(0, rows // 60, rows)]
+    query_ND = centre_ND + 0.5 * rng.normal(size=(rows, 16))
+    return stored(query_ND), stored(query_ND + 0.5 * rng.normal(size=(rows, 16)))
+
+
+def test_an_index_that_reads_every_list_finds_all():
+    query_ND, positive_ND = topics(1200)
+    group_N = np.arange(1200, dtype=np.int32) // 2
+    assert search.ivf_lists(1200) == 30 <= search.IVF_PROBES
+    table = rank(query_ND, positive_ND, group_N=group_N, width=60, method="ivf")
+    assert_same(table, rank(query_ND, positive_ND, group_N=group_N, width=60))
+
+
+@pytest.mark.parametrize("method", ["ivf", "hnsw"])
+def test_an_approximate_table_has_exact_scores_and_a_measured_recall(method, monkeypatch):
+    monkeypatch.setattr(search, "IVF_PROBES", 6)
+    monkeypatch.setattr(search, "HNSW_LINKS", 2)
+    query_ND, positive_ND = topics(1200)
+    groups = {"group_N": alone(1200)}
+    exact = rank(query_ND, positive_ND, **groups, width=60)
+    table = rank(query_ND, positive_ND, **groups, width=60, method=method)
+    score_NM = np.einsum(
+        "nd,nmd->nm",
+        query_ND.astype(np.float64),
+        positive_ND[table.neighbour_NM].astype(np.float64),
+    )
+    np.testing.assert_array_equal(table.score_NM, score_NM.astype(np.float32))
+    held = [np.isin(e[20:60], t[20:60]).mean() for e, t in zip(*both(exact, table), strict=True)]
+    recall = window_recall(
+        table, query_ND, positive_ND, **groups, p=20, m=40, sample=1200, rng=rng()
+    )
+    assert recall == pytest.approx(np.mean(held))
+    assert 0.5 < recall < 1
+
+
+@pytest.mark.parametrize("method", ["ivf", "hnsw"])
+def test_an_index_is_the_same_on_any_number_of_threads(method, monkeypatch):
+    monkeypatch.setattr(search, "IVF_PROBES", 4)
+    query_ND, positive_ND = topics(3000)
+    threads, tables = faiss.omp_get_max_threads(), []
+    try:
+        for count in (1, 2, 4):
+            faiss.omp_set_num_threads(count)
+            tables.append(rank(query_ND, positive_ND, group_N=alone(3000), width=40, method=method))
+            assert faiss.omp_get_max_threads() == count
+    finally:
+        faiss.omp_set_num_threads(threads)
+    assert_same(tables[1], tables[0])
+    assert_same(tables[2], tables[0])
+
+
+def test_rows_for_which_an_index_finds_too_little_are_searched_exactly(monkeypatch):
+    monkeypatch.setattr(search, "IVF_PROBES", 1)  # one list holds fewer than 300 of 1,200
+    query_ND, positive_ND = topics(1200)
+    table = rank(query_ND, positive_ND, group_N=alone(1200), width=300, method="ivf")
+    assert_same(table, rank(query_ND, positive_ND, group_N=alone(1200), width=300))
+
+
+@pytest.mark.parametrize(
+    ("rows", "lists"), [(1, 1), (40, 1), (3900, 100), (40_000, 800), (1_000_000, 4000)]
+)
+def test_lists_grow_with_the_root_of_the_rows(rows, lists):
+    assert search.ivf_lists(rows) == lists
+
+
+def both(*tables):
+    return [table.neighbour_NM for table in tables]
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_the_recall_of_a_window_by_hand():
+    # From query i of eight: i+1, i-1, i+2, i-2, i+3, i-3, i+4 (as above); the window is [1, 4).
+    query_ND, positive_ND = circle(45 * np.arange(8)), circle(45 * np.arange(8) - 10)
+    exact = rank(query_ND, positive_ND, group_N=alone(8), width=5)
+    options = {"group_N": alone(8), "p": 1, "m": 3, "rng": rng()}
+    assert window_recall(exact, query_ND, positive_ND, **options) == 1
+    # With its best, i+1, put last, a row's window is i+2, i-2, i+3: two of i-1, i+2, i-2.
+    rolled_NM = np.roll(exact.neighbour_NM, -1, axis=1)
+    rolled = RankTable(rolled_NM, exact.score_NM)
+    assert window_recall(rolled, query_ND, positive_ND, **options) == pytest.approx(2 / 3)
+    half = RankTable(np.concatenate([exact.neighbour_NM[:4], rolled_NM[4:]]), exact.score_NM)
+    assert window_recall(half, query_ND, positive_ND, **options) == pytest.approx(5 / 6)
+
+
+def test_only_the_sample_is_ranked_exactly(searched):
+    query_ND, positive_ND = random_pairs(500)
+    table = rank(query_ND, positive_ND, group_N=alone(500), width=40)
+    searched.clear()
+    options = {"group_N": alone(500), "p": 10, "m": 30}
+    assert window_recall(table, query_ND, positive_ND, **options, sample=20, rng=rng()) == 1
+    assert searched == [(20, 56)]
+
+
+def test_no_window_has_a_recall_of_one_and_a_short_table_is_refused():
+    query_ND, positive_ND = random_pairs(50)
+    one_group = np.zeros(50, np.int32)
+    table = rank(query_ND, positive_ND, group_N=one_group, width=10)
+    options = {"group_N": one_group, "p": 4, "rng": rng()}
+    assert window_recall(table, query_ND, positive_ND, **options, m=6) == 1
+    with pytest.raises(ValueError, match="ends before rank 11 of 50"):
+        window_recall(table, query_ND, positive_ND, **options, m=7)
+
+
+def test_settings_that_do_not_exist_are_refused():
+    query_ND, positive_ND = random_pairs(40)
+    for wrong in ({"method": "flat"}, {"memory_mb": 0}):
+        with pytest.raises(ValueError, match="cannot rank at width 5 by"):
+            rank(query_ND, positive_ND, group_N=alone(40), width=5, **wrong)
+
+
 def test_progress_rises_to_all_rows(monkeypatch):
-    monkeypatch.setattr(neighbours, "_CELLS", 1000)
+    monkeypatch.setattr(neighbours, "_BLOCK", 14)
     told = []
     query_ND, positive_ND = random_pairs(120)
     group_N = np.arange(120, dtype=np.int32) // 50

@@ -47,7 +47,7 @@ def test_a_students_weights_are_normal_and_follow_from_the_seed():
     first, again, other = (weights(packaged.static_student(16, seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.01
-    assert first.shape == (32_000, 16)
+    assert first.shape == (30_522, 16)
     assert first.dtype == np.float32
     assert abs(first.std() - packaged.INITIAL_STD) < 1e-4
     assert abs(first.mean()) < 1e-4
@@ -115,3 +115,15 @@ def test_finding_files_imports_neither_torch_nor_the_packages():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_token_student_is_the_mean_of_minilms_word_pieces():
+    model = packaged.token_student()
+    folder = packaged.minilm_folder()
+    weight_VD = load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"]
+    pieces = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    pieces.no_padding()
+    ids = pieces.encode("open a file_name", add_special_tokens=False).ids
+    assert [pieces.id_to_token(i) for i in ids] == ["open", "a", "file", "_", "name"]
+    expected = weight_VD[ids].mean(axis=0)
+    np.testing.assert_allclose(model.encode("Open a FILE_name"), expected, rtol=1e-4, atol=1e-6)

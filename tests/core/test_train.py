@@ -33,9 +33,16 @@ WORDS = [
     *("whale", "mouse", "snake", "north", "south", "east", "west", "spring", "summer", "winter"),
     "night",
 ]
-TEXTS = [(f"the {word} q", f"{word[::-1]} of p") for word in WORDS]
+OTHERS = [
+    *("bread", "river", "train", "music", "table", "chair", "phone", "garden", "window", "school"),
+    *("doctor", "bridge", "market", "letter", "engine", "forest", "island", "castle", "palace"),
+    *("church", "valley", "desert", "ocean", "planet", "rocket", "camera", "guitar", "piano"),
+    *("violin", "hammer", "needle", "button"),
+]
+# Every word is a token, and no text shares one with its positive: there is something to learn.
+TEXTS = [(f"the {one} q", f"{other} of p") for one, other in zip(WORDS, OTHERS, strict=True)]
 PAIRS = [make_table("a", TEXTS[:20]), make_table("b", TEXTS[20:])]
-SPEC = TrainSpec(dim=16)
+SPEC = TrainSpec(student="static", dim=16)
 
 
 def small_plan(epochs=2, size=4, seed=0):
@@ -98,9 +105,13 @@ def test_a_long_run_keeps_a_sparse_curve(tmp_path):
     assert result.loss[-1][1] < 0.1 < 1 < result.loss[0][1]
 
 
-def cosine_of_pairs(model) -> float:
-    sides = (model.encode(side, normalize_embeddings=True) for side in zip(*TEXTS, strict=True))
-    return float(np.mean(np.sum(np.multiply(*sides), axis=1)))
+def contrast(model) -> float:
+    """How much nearer queries are to their own positives than to others, in cosine."""
+    queries, positives = (
+        model.encode(side, normalize_embeddings=True) for side in zip(*TEXTS, strict=True)
+    )
+    cosine = queries @ positives.T
+    return float(cosine.diagonal().mean() - cosine.mean())
 
 
 def test_a_saved_student_is_whole_and_nothing_else(trained):
@@ -114,8 +125,7 @@ def test_a_saved_student_is_whole_and_nothing_else(trained):
     model = SentenceTransformer(str(output), device="cpu", local_files_only=True)
     np.testing.assert_array_equal(model[0].embedding.weight.detach().numpy(), weights(output))
     start = packaged.static_student(16, seed=5)
-    near, far = (cosine_of_pairs(model), cosine_of_pairs(start))
-    assert near > far + 0.3
+    assert contrast(model) > contrast(start) + 0.01  # sixteen steps: little, but the same always
 
 
 def test_the_same_seed_gives_the_same_bits(trained, tmp_path):
@@ -276,7 +286,9 @@ def test_the_step_of_a_bad_loss_is_named():
 
 
 def test_texts_are_cut_and_prompts_are_kept(tmp_path):
-    spec = TrainSpec(dim=16, max_length=3, query_prompt="q: ", positive_prompt="p: ")
+    spec = TrainSpec(
+        student="static", dim=16, max_length=3, query_prompt="q: ", positive_prompt="p: "
+    )
     train.train_student(PAIRS, PLAN, spec, seed=5, output=tmp_path)
     model = SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True)
     assert model.prompts == {"query": "q: ", "document": "p: "}

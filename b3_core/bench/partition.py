@@ -1,0 +1,192 @@
+"""Every partitioner on the same ranks: what it keeps, what it costs.
+
+    ranks, vectors -> for each method, in a process of its own:
+        link, find_communities, balance      timed, graph building included
+        -> window, mutual, too-hard partners a row; teacher similarity; digest; seconds; peak memory
+
+A method is a few settings of ``MiningSpec``; all others are equal. The process that runs it first
+works on a small graph, untimed, so that imports and compilation are not counted.
+
+Legend: N rows, K rows of a community.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from b3_core import balance, communities, graph, quality
+from b3_core.bench.machine import machine, peak_mb
+from b3_core.config import MiningSpec
+from b3_core.neighbours import RankTable
+from b3_core.pairs import PairTable
+from b3_core.progress import Progress, silent
+from b3_core.stage import generator
+from b3_core.store import open_artifact
+from b3_core.teacher import Embeddings
+
+#: The published recipe, peers at their best, and ours; ``-union`` is the graph, not the algorithm.
+METHODS: dict[str, dict[str, Any]] = {
+    "random": {"partitioner": "random", "swap_rounds": 0},
+    "rcm": {"partitioner": "rcm", "swap_rounds": 0},
+    "metis-paper": {"partitioner": "metis-paper", "swap_rounds": 0},
+    "metis": {"partitioner": "metis", "graph": "union", "swap_rounds": 0},
+    "kaminpar": {"partitioner": "kaminpar", "swap_rounds": 0},
+    "kaminpar-union": {"partitioner": "kaminpar", "graph": "union", "swap_rounds": 0},
+    "leidenalg": {"partitioner": "leidenalg"},
+    "leiden": {"partitioner": "leiden"},
+    "leiden-union": {"partitioner": "leiden", "graph": "union", "repulsion": 1.0},
+}
+#: Repulsions of the frontier of ``leiden-union``.
+FRONTIER = (0.0, 0.25, 0.5, 2.0, 3.0, 5.0)
+
+
+def bench_partition(
+    *,
+    pairs: str,
+    ranks: str,
+    vectors: str,
+    mining: MiningSpec,
+    seeds: Sequence[int] = (0,),
+    only: Sequence[str] = (),
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run every method on one dataset's ranks, each in a process of its own.
+
+    Parameters
+    ----------
+    pairs, ranks, vectors
+        URIs of the dataset's artifacts.
+    mining
+        p, m and k; its other fields are the methods'.
+    seeds
+        Each runs every method once.
+    only
+        Methods to run; all of them, and the frontier, if empty.
+    progress
+        Told the runs done.
+
+    Returns
+    -------
+    dict
+        ``rows``: for each run ``method, seed, window, mutual, too_hard, similarity,
+        similarity_spread, exact_k, seconds, peak_mb, digest``; ``machine``.
+    """
+    methods = dict(METHODS)
+    for repulsion in FRONTIER:
+        methods[f"leiden-union-{repulsion:g}"] = METHODS["leiden-union"] | {"repulsion": repulsion}
+    chosen = {name: methods[name] for name in only or methods}
+    runs = [(name, seed) for seed in seeds for name in chosen]
+    rows = []
+    for done, (name, seed) in enumerate(runs):
+        progress(done, len(runs))
+        job = {"pairs": pairs, "ranks": ranks, "vectors": vectors, "seed": seed}
+        spec = MiningSpec.model_validate(mining.model_dump() | chosen[name])
+        rows.append({"method": name, "seed": seed} | _in_a_process(job | {"mining": spec}))
+    progress(len(runs), len(runs))
+    return {"rows": rows, "k": mining.k, "p": mining.p, "m": mining.m, "machine": machine()}
+
+
+def _in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:
+    text = json.dumps({**job, "mining": job["mining"].model_dump()})
+    done = subprocess.run(
+        [sys.executable, "-m", "b3_core.bench.partition"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{job['mining'].partitioner} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
+    mining = MiningSpec.model_validate(job["mining"])
+    ranks = RankTable.load(open_artifact(job["ranks"]))
+    group_N = PairTable.load(open_artifact(job["pairs"]), "train").group_N
+    _partition(_head(ranks, 2000), mining, group_N[:2000], seed=0)
+    started = time.perf_counter()
+    if mining.partitioner == "metis" and mining.tolerance is None:
+        # The search is not METIS's own work: the run with the tolerance it found is what counts.
+        mining = mining.model_copy(
+            update={"tolerance": _best_tolerance(ranks, mining, job["seed"])}
+        )
+        started = time.perf_counter()
+    partition = _partition(ranks, mining, group_N, seed=job["seed"])
+    seconds = time.perf_counter() - started
+    peak = peak_mb()
+    cutoff = mining.cutoff("retrieval")
+    figures = quality.describe(partition, ranks, p=cutoff, m=mining.m)
+    vectors = Embeddings.load(open_artifact(job["vectors"]))
+    alike = quality.similarity(partition, vectors.query_ND, vectors.positive_ND)
+    sizes = np.bincount(partition.label_N)
+    return {
+        **{name: round(figures[name], 4) for name in ("window", "mutual", "too_hard")},
+        "similarity": round(alike["similarity"], 4),
+        "similarity_spread": round(alike["spread"], 4),
+        "exact_k": float((sizes[: len(partition.label_N) // mining.k] == mining.k).mean()),
+        "seconds": round(seconds, 3),
+        "peak_mb": round(peak),
+        "digest": hashlib.sha256(partition.label_N.tobytes()).hexdigest()[:16],
+        "tolerance": mining.tolerance,
+    }
+
+
+def _partition(
+    ranks: RankTable, mining: MiningSpec, group_N: Any, *, seed: int
+) -> communities.Partition:
+    cutoff = mining.cutoff("retrieval")
+    attract = graph.link(ranks, p=cutoff, m=mining.m, mode=mining.graph, weights=mining.weights)
+    repel = graph.too_hard(ranks, p=cutoff) if mining.repulsion else None
+    label_N = communities.find_communities(
+        attract, mining, rng=generator(seed, "communities"), repel=repel
+    )
+    return balance.balance(
+        label_N,
+        attract=attract,
+        repel=repel,
+        group_N=group_N,
+        spec=mining,
+        rng=generator(seed, "balance"),
+    )
+
+
+def _best_tolerance(ranks: RankTable, mining: MiningSpec, seed: int) -> float:
+    """Try METIS's tolerances, each to the end: what counts is what exact communities keep."""
+    cutoff = mining.cutoff("retrieval")
+    attract = graph.link(ranks, p=cutoff, m=mining.m, mode=mining.graph)
+    kept = {}
+    for tolerance in communities.TOLERANCES:
+        spec = mining.model_copy(update={"tolerance": tolerance})
+        label_N = communities.find_communities(attract, spec, rng=generator(seed, "communities"))
+        made = balance.balance(
+            label_N,
+            attract=attract,
+            repel=None,
+            group_N=np.arange(attract.rows, dtype=np.int32),
+            spec=spec,
+            rng=generator(seed, "balance"),
+        )
+        kept[tolerance] = made.objective
+    return max(kept, key=lambda tolerance: kept[tolerance])
+
+
+def _head(ranks: RankTable, rows: int) -> RankTable:
+    """Return some rows' ranks among themselves, as if drawn at random: to warm up with."""
+    rows = min(rows, len(ranks.neighbour_NM))
+    width = min(ranks.neighbour_NM.shape[1], rows - 1)
+    step_M = np.arange(1, width + 1)
+    neighbour_NM = ((np.arange(rows)[:, None] + step_M) % rows).astype(np.int32)
+    score_NM = np.broadcast_to(np.linspace(0.9, 0.1, width, dtype=np.float32), (rows, width))
+    return RankTable(neighbour_NM, np.ascontiguousarray(score_NM))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(json.load(sys.stdin))))  # noqa: T201 - read by _in_a_process

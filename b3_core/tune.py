@@ -1,0 +1,100 @@
+"""Choosing how to mine: candidates, and who is left after each round of short trainings.
+
+    CONFIG -> candidates: arms that differ in p, k, graph, repulsion, evenness, curriculum
+    a round: all that are left, trained on the same seeds beside the random arm
+    MRR over seeds -> survivors: the better half goes on, to more seeds
+
+Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) with seeds as the resource: every
+training sees the same number of examples, and what differs between rounds is how surely an arm is
+known. The default is among the candidates and never drops out before the last round, so that the
+table says what choosing was worth.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from b3_core.config import ArmSpec, PipelineSpec
+
+DEFAULT = "default"
+
+#: What is tried for each key; a candidate takes one of each. Whole numbers of random epochs first.
+SPACE: dict[str, tuple[Any, ...]] = {
+    "p": (0, 10, 30),
+    "m": (30, 100),
+    "k": (8, 16, 32),
+    "graph": ("mutual", "union"),
+    "repulsion": (0.0, 1.0),
+    "evenness": (0.0, 0.5),
+    "random_epochs": (0, 1),
+    "random_share": (0.0, 0.5),
+}
+
+
+def candidates(spec: PipelineSpec, count: int, *, rng: np.random.Generator) -> list[ArmSpec]:
+    """Draw ``count`` arms from ``SPACE`` without repeating one; CONFIG's own comes first.
+
+    Those whose communities do not fit into batches, or whose random share is less than a
+    community of a batch, are left out.
+    """
+    size, epochs = spec.batches.batch_size, spec.batches.epochs
+    points = [
+        dict(zip(SPACE, values, strict=True)) for values in itertools.product(*SPACE.values())
+    ]
+    fitting = [
+        point
+        for point in points
+        if size % point["k"] == 0
+        and point["random_epochs"] < epochs
+        and not 0 < point["random_share"] * size < point["k"]
+    ]
+    drawn = rng.permutation(len(fitting))[: max(count - 1, 0)]
+    return [ArmSpec(name=DEFAULT)] + [_arm(fitting[i], epochs) for i in drawn]
+
+
+def _arm(point: Mapping[str, Any], epochs: int) -> ArmSpec:
+    mining = {key: point[key] for key in ("p", "m", "k", "graph", "repulsion", "evenness")}
+    first = point["random_epochs"]
+    phases = [{"epochs": first, "random_share": 1.0}] if first else []
+    phases.append({"epochs": epochs - first, "random_share": point["random_share"]})
+    name = "-".join(
+        [
+            f"p{point['p']}m{point['m']}k{point['k']}",
+            point["graph"],
+            f"l{point['repulsion']:g}e{point['evenness']:g}",
+            f"r{first}s{point['random_share']:g}",
+        ]
+    )
+    return ArmSpec(name=name, mining=mining, batches={"curriculum": phases})
+
+
+def rounds(arms: int, seeds: int) -> list[tuple[int, int]]:
+    """Return (arms, seeds) of each round: half the arms, twice the seeds, to ``seeds`` at last.
+
+    At least two arms meet in the last round, the default being one of them.
+    """
+    plan = [(arms, 1)]
+    while plan[-1][1] < seeds:
+        left, used = plan[-1]
+        plan.append((max(-(-left // 2), 2), min(2 * used, seeds)))
+    return plan
+
+
+def survivors(table: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    """Name the ``count`` best arms of a table by MRR, the default among them; random apart."""
+    ordered = sorted((row for row in table if row["arm"] != "random"), key=lambda row: -row["mrr"])
+    names = [row["arm"] for row in ordered]
+    best = names[:count]
+    if DEFAULT in names and DEFAULT not in best:
+        best[-1] = DEFAULT
+    return best
+
+
+def chosen(spec: PipelineSpec, arm: ArmSpec) -> dict[str, Any]:
+    """Return CONFIG as plain data with an arm's keys in place of its own: ready for YAML."""
+    mining, batches = spec.model_copy(update={"arms": (arm,)}).arm(arm.name)
+    tuned = spec.model_copy(update={"mining": mining, "batches": batches})
+    data: dict[str, Any] = tuned.model_dump(mode="json", exclude_defaults=True)
+    return data

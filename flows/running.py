@@ -1,0 +1,153 @@
+"""What every command of ``b3`` does around its work: bars, one line of error, JSON, exit codes.
+
+Prefect reads its settings when it is imported, so nothing here imports a flow before
+``embedded.prepare`` has run.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from b3_core.config import PipelineSpec
+from b3_core.errors import B3Error
+from flows import embedded
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show logs and tracebacks.")]
+Teacher = Annotated[str, typer.Option(help="static, minilm, or a model folder.")]
+Store = Annotated[str, typer.Option(help="Folder or s3:// URI of artifacts.")]
+Pairs = Annotated[int, typer.Option(min=128, help="Training pairs at most.")]
+
+
+def demo_config(pairs: int, store: str, settings: dict[str, Any]) -> PipelineSpec:
+    """Read the demo's corpus, unless the store has it, and return a CONFIG on it.
+
+    Parameters
+    ----------
+    settings
+        As :func:`flows.demo.demo_spec` takes them.
+    """
+    from b3_core import corpus  # noqa: PLC0415
+    from b3_core.store import ArtifactStore  # noqa: PLC0415
+    from flows.demo import DemoCorpus, demo_spec  # noqa: PLC0415
+    from tasks import reporting  # noqa: PLC0415
+
+    artifacts = ArtifactStore(store)
+    artifacts.check_writable()
+    made = DemoCorpus(pairs, corpus.corpus_fingerprint())
+    if artifacts.find(made.address) is None:
+        with reporting.step("corpus") as progress:
+            made.run(artifacts, progress)
+    return demo_spec(artifacts, made, settings)
+
+
+def run_flow(name: str, spec: PipelineSpec) -> dict[str, Any]:
+    """Run the flow ``name`` of module ``flows.<name>``, unless all of its work is done."""
+    from flows.outcome import if_done  # noqa: PLC0415
+
+    outcome = if_done(name, spec)
+    up_to_date = outcome is not None
+    if outcome is None:
+        embedded.serve()
+        outcome = getattr(importlib.import_module(f"flows.{name}"), name)(spec)
+    return {"spec": spec, "up_to_date": up_to_date, **outcome}
+
+
+def run_command(
+    work: Callable[[], dict[str, Any]],
+    *,
+    as_json: bool,
+    verbose: bool,
+    show: Callable[[Console, dict[str, Any]], None] | None = None,
+) -> None:
+    """Do a command's work with bars on stderr, then print its outcome or one line of error."""
+    embedded.prepare(verbose=verbose)
+    from flows.terminal import TerminalReporter  # noqa: PLC0415
+    from tasks import reporting  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    reporter = TerminalReporter(console)
+    reporting.use(reporter)
+    try:
+        with _stdout_kept_clean() as stdout:
+            with reporter.live():
+                outcome = work()
+            spec = outcome.pop("spec", None)
+            if as_json:
+                outcome["seconds"] = dict(reporting.seconds)
+                print(json.dumps(_machine(outcome, spec)), file=stdout)
+            else:
+                (show or show_outcome)(Console(file=stdout), outcome)
+        if outcome.get("up_to_date"):
+            console.print("up to date")
+    except B3Error as error:
+        if verbose:
+            console.print_exception()
+        _fail(error, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues where it stopped", 130)
+    except Exception as error:
+        if verbose:
+            raise
+        _fail(f"{_first_line(error)}; run again with -v for the traceback", 1)
+
+
+def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, Any]:
+    """Add what a script asks for first: the b3 manifest, and b3 against random."""
+    added: dict[str, Any] = {}
+    if spec is not None and "manifests" in outcome and "b3" in spec.arm_names:
+        added["manifest"] = outcome["manifests"][spec.arm_names.index("b3") * len(spec.seeds)]
+    difference = outcome.get("differences", {}).get("b3 - random")
+    if difference is not None:
+        added["difference"] = {"mrr": difference}
+    return {**outcome, **added}
+
+
+def show_outcome(console: Console, outcome: dict[str, Any]) -> None:
+    """Print what a person wants to know of a flow: the table of arms, and where things are."""
+    from flows.terminal import arms_table, difference_lines  # noqa: PLC0415
+
+    if "arms" in outcome:
+        console.print(arms_table(outcome))
+        for line in difference_lines(outcome):
+            console.print(line, highlight=False)
+        console.print(f"report: {outcome['report']}", highlight=False, soft_wrap=True)
+    if "arms" in outcome and "manifests" in outcome:  # the whole pipeline: the ends are enough
+        console.print(f"manifest: {outcome['manifests'][-1]}", highlight=False, soft_wrap=True)
+        console.print(f"student: {outcome['students'][-1]}", highlight=False, soft_wrap=True)
+        return
+    for kind in ("manifests", "students"):
+        for uri in outcome.get(kind, ()):
+            console.print(f"{kind[:-1]}: {uri}", highlight=False, soft_wrap=True)
+
+
+def _fail(message: object, code: int) -> None:
+    print(f"b3: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _stdout_kept_clean() -> Iterator[Any]:
+    """Send what libraries print to stderr, native code included; yield the real stdout."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(real), "w", encoding="utf-8") as stdout:
+            yield stdout
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)

@@ -1,0 +1,64 @@
+"""The flow ``tune``: candidates in, the one that does best on validation rows out."""
+
+from typing import Any, Literal
+
+from prefect import flow
+
+from b3_core import tune as choose
+from b3_core.config import PipelineSpec
+from b3_core.ray_session import session
+from b3_core.stage import generator
+from flows.pipeline import pipeline
+
+
+@flow(name="tune", persist_result=False)
+def tune(
+    spec: PipelineSpec,
+    trials: int = 12,
+    seeds: int = 4,
+    judge: Literal["training", "eval"] = "training",
+) -> dict[str, Any]:
+    """Train candidates on CONFIG's rows and keep the better half, round by round.
+
+    Parameters
+    ----------
+    spec
+        CONFIG; its own mining and batches are the default that the candidates are measured by.
+    trials
+        Candidates, the default included.
+    seeds
+        Seeds of the last round.
+    judge
+        ``training``: candidates are judged on rows held out of the training rows, and ``eval_uri``
+        is never read, since what one reports on is not what one chooses by. ``eval``: what
+        ``eval_uri`` names are validation rows already.
+
+    Returns
+    -------
+    dict
+        ``rounds``: the table of arms and the differences of each; ``chosen``: the winner's name;
+        ``config``: CONFIG with the winner's keys.
+    """
+    data = spec
+    if judge == "training":
+        held_in = tuple(d.model_copy(update={"eval_uri": None}) for d in spec.datasets)
+        data = spec.model_copy(update={"datasets": held_in})
+    arms = {a.name: a for a in choose.candidates(spec, trials, rng=generator(0, "tune"))}
+    left = list(arms)
+    tables = []
+    with session(spec.compute):  # all rounds share one Ray
+        for count, used in choose.rounds(len(arms), seeds):
+            if tables:
+                left = choose.survivors(tables[-1]["arms"], count)
+            trial = data.model_copy(
+                update={
+                    "arms": ("random", *(arms[name] for name in left)),
+                    "seeds": tuple(range(used)),
+                }
+            )
+            results = pipeline(trial)
+            tables.append({key: results[key] for key in ("arms", "differences")})
+    # The default goes on for comparison, and wins only if it is the best.
+    mrr = {row["arm"]: row["mrr"] for row in tables[-1]["arms"]}
+    winner = max(left, key=lambda name: mrr[name])
+    return {"rounds": tables, "chosen": winner, "config": choose.chosen(spec, arms[winner])}

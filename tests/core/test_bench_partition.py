@@ -1,0 +1,53 @@
+import hashlib
+
+import pytest
+
+from b3_core.bench.partition import METHODS, bench_partition
+from b3_core.communities import Partition
+from b3_core.config import BatchSpec
+from tests.core.test_manifest import MINING, mine
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Two methods on one small dataset; the manifest's stage and what was measured."""
+    store, stage = mine(tmp_path_factory.mktemp("store"), BatchSpec(batch_size=8))
+    ranks = stage.partitions[0][0].graph.ranks
+    told = []
+    result = bench_partition(
+        pairs=store.get(ranks.ref.address).uri,
+        ranks=store.get(ranks.address).uri,
+        vectors=store.get(ranks.vectors).uri,
+        mining=MINING,
+        seeds=[0],
+        only=["random", "leiden"],
+        progress=lambda *state: told.append(state),
+    )
+    return store, stage, result, told
+
+
+def test_every_method_is_a_row_of_figures(measured):
+    _, _, result, told = measured
+    drawn, found = result["rows"]
+    assert [drawn["method"], found["method"]] == ["random", "leiden"]
+    assert drawn["exact_k"] == found["exact_k"] == 1.0
+    assert found["mutual"] > 2 * drawn["mutual"]
+    assert found["seconds"] > 0 and 50 < found["peak_mb"] < 2000
+    assert told == [(0, 2), (1, 2), (2, 2)]
+    assert result["machine"]["cpus"] >= 1
+
+
+def test_what_is_measured_is_what_the_pipeline_makes(measured):
+    store, stage, result, _ = measured
+    part = stage.partitions[0][0]
+    made = store.get(part.address)
+    row = result["rows"][1]
+    assert row["window"] == pytest.approx(made.counts["window"], abs=1e-4)
+    label_N = Partition.load(made).label_N
+    assert row["digest"] == hashlib.sha256(label_N.tobytes()).hexdigest()[:16]
+
+
+def test_methods_are_settings_of_mining():
+    for name, changes in METHODS.items():
+        assert MINING.model_copy(update=changes).model_dump().keys() == MINING.model_dump().keys()
+        assert type(MINING).model_validate(MINING.model_dump() | changes), name

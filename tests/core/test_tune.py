@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from b3_core.config import BatchSpec, DatasetSpec, Phase, PipelineSpec
+from b3_core.tune import DEFAULT, SPACE, candidates, chosen, rounds, survivors
+
+SPEC = PipelineSpec(datasets=(DatasetSpec(name="d", uri="/x", query="q", positive="p"),))
+
+
+def drawn(count, spec=SPEC, seed=0):
+    return candidates(spec, count, rng=np.random.default_rng(seed))
+
+
+def test_candidates_are_arms_that_fit_and_the_default_comes_first():
+    arms = drawn(60)
+    assert arms[0].name == DEFAULT
+    assert len({arm.name for arm in arms}) == 60
+    spec = SPEC.model_copy(update={"arms": ("random", *arms)})
+    assert PipelineSpec.model_validate(spec.model_dump())  # every arm is whole
+    assert spec.arm(DEFAULT) == (SPEC.mining, SPEC.batches)
+    for key in ("p", "m", "k", "graph", "repulsion", "evenness"):
+        assert {arm.mining[key] for arm in arms[1:]} == set(SPACE[key])
+    assert {spec.arm(arm.name)[1].epochs for arm in arms} == {3}
+
+
+def test_candidates_follow_the_seed():
+    names = [[arm.name for arm in drawn(9, seed=seed)] for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+
+
+def test_what_does_not_fit_a_batch_is_no_candidate():
+    """In batches of 16 no community has 32 rows; half of a batch is one of 8, not of 16."""
+    one = BatchSpec(batch_size=16, curriculum=(Phase(epochs=1),))
+    mining = SPEC.mining.model_copy(update={"k": 8})
+    arms = drawn(10_000, SPEC.model_copy(update={"batches": one, "mining": mining}))[1:]
+    assert {arm.mining["k"] for arm in arms} == {8, 16}
+    assert {len(arm.batches["curriculum"]) for arm in arms} == {1}  # no epoch to spare
+    shared = {arm.mining["k"] for arm in arms if arm.batches["curriculum"][0]["random_share"]}
+    assert shared == {8}
+
+
+@pytest.mark.parametrize(
+    ("arms", "seeds", "expected"),
+    [
+        (12, 4, [(12, 1), (6, 2), (3, 4)]),
+        (5, 3, [(5, 1), (3, 2), (2, 3)]),
+        (2, 1, [(2, 1)]),
+        (2, 4, [(2, 1), (2, 2), (2, 4)]),
+    ],
+)
+def test_half_the_arms_on_twice_the_seeds(arms, seeds, expected):
+    assert rounds(arms, seeds) == expected
+
+
+def test_the_best_go_on_and_the_default_with_them():
+    mrr = {"random": 0.9, "a": 0.1, DEFAULT: 0.2, "b": 0.4, "c": 0.3}
+    table = [{"arm": arm, "mrr": value} for arm, value in mrr.items()]
+    assert survivors(table, 3) == ["b", "c", DEFAULT]
+    assert survivors(table, 2) == ["b", DEFAULT]
+    assert survivors([row for row in table if row["arm"] != DEFAULT], 2) == ["b", "c"]
+
+
+def test_the_chosen_config_is_one():
+    arm = drawn(2)[1]
+    data = chosen(SPEC, arm)
+    again = PipelineSpec.model_validate(data)
+    assert (again.mining, again.batches) == SPEC.model_copy(update={"arms": (arm,)}).arm(arm.name)
+    assert "train" not in data  # what is default is left out
