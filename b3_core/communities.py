@@ -38,8 +38,9 @@ TOLERANCES = (0.05, 0.1, 0.2, 0.3)
 # the quality that iterating to the end did, in an eighth of the time.
 LEIDEN_ITERATIONS = 3
 
-# Share of a row's strength that a community of k rows is worth having for: see ``resolution``.
-RESOLUTION_SHARE = 0.3
+# The CPM resolution in units of strength / (k - 1): see ``resolution``. The union graph holds many
+# weak edges that no community can keep. Of 0.005 to 1, what kept most after packing and swaps.
+RESOLUTION_SHARE = {"mutual": 0.1, "union": 0.02}
 
 Labels = npt.NDArray[np.int32]
 
@@ -194,13 +195,13 @@ def resolution(attract: CsrGraph, spec: MiningSpec) -> float:
     """Return the CPM resolution: the one given, else one that suits the graph and ``spec.k``.
 
     A community pays off while its inner density is above the resolution. Where k rows of mean
-    strength s kept all of their weight among themselves, that density would be s / (k - 1); how
-    much of it can be kept was measured (docs/decisions.md, "Resolution of Leiden").
+    strength s kept all of their weight among themselves, that density would be s / (k - 1). The
+    share of it that serves best was measured (docs/decisions.md, "The resolution of Leiden").
     """
     if spec.resolution is not None:
         return spec.resolution
     strength = float(attract.weight.sum(dtype=np.float64)) / max(attract.rows, 1)
-    return max(RESOLUTION_SHARE * strength / (spec.k - 1), 1e-6)
+    return max(RESOLUTION_SHARE[spec.graph] * strength / (spec.k - 1), 1e-6)
 
 
 def _metis_paper(

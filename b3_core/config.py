@@ -236,7 +236,7 @@ class TrainSpec(Spec):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Peak; 1e-2 for 'static' and 3e-3 for other static models (sparse Adam), "
+        description="Peak; 1e-2 for 'static' and 1.5e-3 for other static models (sparse Adam), "
         "2e-5 for transformers (AdamW).",
     )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up.")

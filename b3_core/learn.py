@@ -34,7 +34,7 @@ class Student(Stage):
     initial: str
     name: ClassVar[str] = "student"
     # train's own version would import torch here; bump this one with it.
-    version: ClassVar[int] = 1000 * packaged.VERSION + 1
+    version: ClassVar[int] = 1000 * packaged.VERSION + 2
 
     @classmethod
     def of(cls, manifest: ManifestOf, train: TrainSpec) -> Self:
@@ -263,7 +263,7 @@ def _effort(students: Sequence[Student], store: ArtifactStore) -> dict[str, Any]
 
 def _report(rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Any]) -> str:
     """Write the table of arms and the differences as Markdown."""
-    metrics = [name for name in rows[0] if f"{name}_spread" in rows[0]]
+    metrics = [name for name in retrieval.METRICS if name in rows[0]]
     lines = [
         "# Held-out queries against all positives",
         "",
@@ -273,7 +273,7 @@ def _report(rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Any]) -
         "|" + "-|" * (len(metrics) + 3),
     ]
     for row in rows:
-        cells = [f"{row[name]:.4f} ± {row[f'{name}_spread'] or 0:.4f}" for name in metrics]
+        cells = [_with_spread(row, name) for name in metrics]
         seeds = len(row["seeds"])
         lines.append(f"| {row['arm']} | {' | '.join(cells)} | {row['examples_seen']:,} | {seeds} |")
     lines.append("")
@@ -283,6 +283,11 @@ def _report(rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Any]) -
         for pair, d in differences.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _with_spread(row: Mapping[str, Any], metric: str) -> str:
+    spread = row[f"{metric}_spread"]  # None for a single seed
+    return f"{row[metric]:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
 
 
 def read_results(artifact: Artifact) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from b3_core.static import SparseMean, TokenCollator, TokenTable, is_static
 VERSION = 1
 
 # As TrainSpec.learning_rate says: what is trained already wants smaller steps.
-_RATE = {"random": 1e-2, "static": 3e-3, "transformer": 2e-5}
+_RATE = {"random": 1e-2, "static": 1.5e-3, "transformer": 2e-5}
 _CACHED_FROM = 256  # rows a device: beyond, gradients are cached to bound memory
 _CACHED_ROWS = 64  # rows of one forward pass then; does not change the gradient
 _POINTS = 50  # of the loss curve

@@ -1,6 +1,6 @@
 """Choosing how to mine: candidates, and who is left after each round of short trainings.
 
-    CONFIG -> candidates: arms that differ in p, k, graph, repulsion, evenness, curriculum
+    CONFIG -> candidates: arms that differ in hardness, partition and curriculum
     a round: all that are left, trained on the same seeds beside the random arm
     MRR over seeds -> survivors: the better half goes on, to more seeds
 
@@ -26,8 +26,9 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "m": (30, 100),
     "k": (8, 16, 32),
     "graph": ("mutual", "union"),
+    "partitioner": ("leiden", "metis"),
     "repulsion": (0.0, 1.0),
-    "evenness": (0.0, 0.5),
+    "evenness": (0.0, 1.0),
     "random_epochs": (0, 1),
     "random_share": (0.0, 0.5),
 }
@@ -55,7 +56,7 @@ def candidates(spec: PipelineSpec, count: int, *, rng: np.random.Generator) -> l
 
 
 def _arm(point: Mapping[str, Any], epochs: int) -> ArmSpec:
-    mining = {key: point[key] for key in ("p", "m", "k", "graph", "repulsion", "evenness")}
+    mining = {key: point[key] for key in SPACE if not key.startswith("random_")}
     first = point["random_epochs"]
     phases = [{"epochs": first, "random_share": 1.0}] if first else []
     phases.append({"epochs": epochs - first, "random_share": point["random_share"]})
@@ -63,6 +64,7 @@ def _arm(point: Mapping[str, Any], epochs: int) -> ArmSpec:
         [
             f"p{point['p']}m{point['m']}k{point['k']}",
             point["graph"],
+            point["partitioner"],
             f"l{point['repulsion']:g}e{point['evenness']:g}",
             f"r{first}s{point['random_share']:g}",
         ]

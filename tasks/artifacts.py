@@ -6,9 +6,8 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from b3_core.artifacts import Artifact
+from b3_core.evaluate.retrieval import METRICS
 from b3_core.manifest import Manifest
-
-_METRICS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10")
 
 
 def publish_manifests(manifests: Mapping[tuple[str, int], Artifact]) -> None:
@@ -37,7 +36,7 @@ def publish_results(results: dict[str, Any]) -> None:
         {
             "arm": row["arm"],
             "seeds": len(row["seeds"]),
-            **{name: f"{row[name]:.4f}" for name in _METRICS},
+            **{name: f"{row[name]:.4f}" for name in METRICS},
         }
         for row in results["arms"]
     ]

@@ -16,6 +16,9 @@ from b3_core.errors import InputError
 
 VERSION = 1
 
+#: As :func:`retrieval_metrics` names them, in the order they are shown in.
+METRICS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10")
+
 
 def rank_of_positive(
     query_QD: npt.NDArray[np.float32],

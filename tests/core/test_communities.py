@@ -257,8 +257,9 @@ def test_the_resolution_follows_the_graph_and_k():
     """Rows of strength 4: at k = 5 a clique, at k = 9 a group that is half as dense."""
     graph = graph_of(10, [*clique(range(5)), *clique(range(5, 10))])
     five, nine = (resolution(graph, MiningSpec(k=k)) for k in (5, 9))
-    assert five == pytest.approx(RESOLUTION_SHARE)
-    assert nine == pytest.approx(RESOLUTION_SHARE / 2)
+    assert five == pytest.approx(RESOLUTION_SHARE["mutual"])
+    assert nine == pytest.approx(RESOLUTION_SHARE["mutual"] / 2)
+    assert resolution(graph, MiningSpec(k=5, graph="union")) < five
     assert resolution(graph, MiningSpec(resolution=0.7)) == 0.7
     assert resolution(graph_of(3, []), MiningSpec()) > 0
 

@@ -18,7 +18,7 @@ def test_candidates_are_arms_that_fit_and_the_default_comes_first():
     spec = SPEC.model_copy(update={"arms": ("random", *arms)})
     assert PipelineSpec.model_validate(spec.model_dump())  # every arm is whole
     assert spec.arm(DEFAULT) == (SPEC.mining, SPEC.batches)
-    for key in ("p", "m", "k", "graph", "repulsion", "evenness"):
+    for key in ("p", "m", "k", "graph", "partitioner", "repulsion", "evenness"):
         assert {arm.mining[key] for arm in arms[1:]} == set(SPACE[key])
     assert {spec.arm(arm.name)[1].epochs for arm in arms} == {3}
 
