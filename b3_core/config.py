@@ -125,7 +125,7 @@ class MiningSpec(Spec):
         0.0, ge=0, description="Weight (lambda) of keeping rows of rank < p out of the community."
     )
     evenness: float = Field(
-        0.0,
+        1.0,
         ge=0,
         le=1,
         description="How much less an edge is worth in a community that has many: 0 not at all, "
@@ -172,9 +172,10 @@ class BatchSpec(Spec):
 
     batch_size: int = Field(64, ge=2, description="Rows in a batch: a multiple of mining.k.")
     curriculum: tuple[Phase, ...] = Field(
-        (Phase(epochs=1, random_share=1), Phase(epochs=2)),
+        (Phase(epochs=3),),
         min_length=1,
-        description="Phases in order: by default an epoch of random batches, then two of mined.",
+        description="Phases in order: by default three epochs of mined batches. A student from "
+        "random weights does better with a first epoch at random.",
     )
     negatives: int = Field(
         0, ge=0, description="Hard negatives a query, shared by its batch (B3++: 5)."
@@ -366,7 +367,9 @@ class PipelineSpec(Spec):
         if name == "random":
             at_random = (Phase(epochs=everywhere, random_share=1),)
             return (
-                self.mining.model_copy(update={"partitioner": "random", "swap_rounds": 0}),
+                self.mining.model_copy(
+                    update={"partitioner": "random", "swap_rounds": 0, "evenness": 0.0}
+                ),
                 self.batches.model_copy(update={"curriculum": at_random}),
             )
         if name.startswith("paper"):

@@ -41,7 +41,8 @@ class Vectors(Stage):
 @pytest.fixture
 def mined(tmp_path):
     """A store with every artifact of one small mining, and the manifest's stage."""
-    return mine(tmp_path, BatchSpec(batch_size=8))
+    phases = (Phase(random_share=1), Phase(epochs=2))
+    return mine(tmp_path, BatchSpec(batch_size=8, curriculum=phases))
 
 
 def mine(tmp_path, batching):
