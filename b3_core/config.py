@@ -91,6 +91,11 @@ class MiningSpec(Spec):
         description="Ranks kept after the first p: the window. For classification, how many of the "
         "rows that it may be linked to are drawn for a row.",
     )
+    search: Literal["exact", "ivf", "hnsw"] = Field(
+        "exact",
+        description="How ranks are found; ivf and hnsw miss some and pay from about 200,000 rows. "
+        "The share of the window that they found is measured and recorded.",
+    )
     label_share: float = Field(
         0.3,
         gt=0,

@@ -18,6 +18,7 @@ from b3_core import (
     negatives,
     neighbours,
     quality,
+    search,
     teacher,
 )
 from b3_core.artifacts import Address, Draft
@@ -47,12 +48,16 @@ class Ranks(DatasetStage):
 
     vectors: Address
     width: int
+    p: int = 0
+    method: search.Method = "exact"
     name: ClassVar[str] = "ranks"
     version: ClassVar[int] = neighbours.VERSION
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return {"width": self.width}
+        if self.method == "exact":
+            return {"width": self.width}
+        return {"width": self.width, "method": self.method, "p": self.p}
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
@@ -60,15 +65,23 @@ class Ranks(DatasetStage):
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         vectors = teacher.Embeddings.load(store.get(self.vectors))
+        sides = vectors.query_ND, vectors.positive_ND
+        group_N = self.ref.table(store).group_N
         ranks = neighbours.rank(
-            vectors.query_ND,
-            vectors.positive_ND,
-            group_N=self.ref.table(store).group_N,
-            width=self.width,
-            progress=progress,
+            *sides, group_N=group_N, width=self.width, method=self.method, progress=progress
         )
         ranks.save(draft)
-        draft.counts |= {"rows": self.ref.rows, "width": ranks.neighbour_NM.shape[1]}
+        width = ranks.neighbour_NM.shape[1]  # of a small dataset all its rows
+        draft.counts |= {"rows": self.ref.rows, "width": width}
+        if self.method != "exact":
+            draft.counts["window_recall"] = neighbours.window_recall(
+                ranks,
+                *sides,
+                group_N=group_N,
+                p=self.p,
+                m=max(width - self.p, 0),
+                rng=generator(0, "recall"),
+            )
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ def ranking_of(
     if ref.spec.task == "classification":
         return LabelRanks(ref, vectors, mining.label_share)
     width = max(each.cutoff(ref.spec.task) + each.m for each in (mining, *among))
-    return Ranks(ref, vectors, width)
+    return Ranks(ref, vectors, width, mining.cutoff(ref.spec.task), mining.search)
 
 
 @dataclass(frozen=True)
@@ -181,7 +194,9 @@ class Communities(DatasetStage):
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         return {
-            **self.mining.model_dump(exclude={"p", "m", "label_share", "graph", "weights"}),
+            **self.mining.model_dump(
+                exclude={"p", "m", "search", "label_share", "graph", "weights"}
+            ),
             "seed": self.seed,
         }
 

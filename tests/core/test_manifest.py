@@ -11,7 +11,7 @@ from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, Phase
 from b3_core.embed import Pairs, PairsRef
 from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.manifest import Manifest, verify
-from b3_core.mine import Communities, Graph, ManifestOf, Ranks
+from b3_core.mine import Communities, Graph, ManifestOf, Ranks, ranking_of
 from b3_core.negatives import Negatives
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
@@ -186,3 +186,14 @@ def test_another_artifact_is_no_manifest(mined):
     store, stage = mined
     with pytest.raises(InputError, match="communities artifact; expected a manifest"):
         verify(store.get(stage.partitions[0][0].address))
+
+
+def test_an_approximate_search_says_what_it_found(tmp_path):
+    store, stage = mine(tmp_path, BatchSpec(batch_size=8))
+    exact = stage.partitions[0][0].graph.ranks
+    approximate = dataclasses.replace(exact, p=2, method="hnsw")
+    assert approximate.address != exact.address
+    assert "window_recall" not in store.get(exact.address).counts
+    assert 0.5 < approximate.run(store).counts["window_recall"] <= 1
+    mining = MINING.model_copy(update={"search": "hnsw"})
+    assert ranking_of(stage.refs[0], exact.vectors, mining) == approximate
