@@ -197,7 +197,13 @@ def test_one_swap_worked_by_hand():
 def test_refining_ends_where_no_option_gains_or_rounds_are_out(case):
     start_N = case.label_N.copy()
     refined_N = refine(
-        case.label_N, case.net, rounds=50, rng=case.rng, progress=silent, evenness=case.evenness
+        case.label_N,
+        case.net,
+        rounds=50,
+        rng=case.rng,
+        progress=silent,
+        evenness=case.evenness,
+        enough=0.0,
     )
     assert (case.label_N == start_N).all()
     bend = case.seats.bend
@@ -271,3 +277,21 @@ def test_threads_do_not_change_a_swap():
         made.append(refine(case.label_N, case.net, rounds=20, rng=rng, progress=silent))
     assert (made[0] == made[1]).all()
     assert (made[0] != case.label_N).any()
+
+
+def test_a_sweep_that_gains_little_is_the_last():
+    case = Case(4, rows=900, k=9, density=0.05, groups=10_000, repulsion=0.0)
+    rounds = {}
+    for enough in (0.0, 0.3):
+        told = []
+        refined_N = refine(
+            case.label_N,
+            case.net,
+            rounds=50,
+            rng=np.random.default_rng(0),
+            progress=lambda *state, told=told: told.append(state),
+            enough=enough,
+        )
+        rounds[enough] = len(told), case.objective(refined_N)
+    assert 2 < rounds[0.3][0] < rounds[0.0][0] < 50
+    assert case.objective(case.label_N) < rounds[0.3][1] < rounds[0.0][1]
