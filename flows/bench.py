@@ -1,5 +1,6 @@
 """``b3 bench``: what this project does, side by side with what others do."""
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -89,10 +90,10 @@ def neighbours(
                 rows=rows, dim=dim, k=k, threads=threads, repeats=repeats, progress=progress
             )
 
-    run_command(work, as_json=as_json, verbose=verbose, show=_show)
+    run_command(work, as_json=as_json, verbose=verbose, show=partial(_show, table="results"))
 
 
-def _show(console: Console, outcome: dict[str, Any]) -> None:
-    console.print(figures_table(outcome["rows"]))
+def _show(console: Console, outcome: dict[str, Any], *, table: str = "rows") -> None:
+    console.print(figures_table(outcome[table]))
     machine = outcome["machine"]
     console.print(f"{machine['cpus']} CPUs, {machine['cpu']}", highlight=False)

@@ -93,8 +93,14 @@ def figures_table(rows: list[dict[str, Any]]) -> Table:
     for place, name in enumerate(rows[0]):
         table.add_column(name.replace("_", " "), justify="right" if place else "left")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*(_figure(value) for value in row.values()))
     return table
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def difference_lines(results: dict[str, Any]) -> list[str]:
