@@ -34,6 +34,7 @@ from scipy.sparse import coo_array
 from b3_core.artifacts import Artifact, Draft
 from b3_core.errors import InputError
 from b3_core.graph import CsrGraph
+from b3_core.neighbours import finite
 from b3_core.progress import Progress, silent
 
 VERSION = 1
@@ -153,8 +154,7 @@ def rank_labels(
             expected="at least two labels",
             remedy="check 'positive' and 'group' of the dataset",
         )
-    _check_finite(query_ND, "query")
-    _check_finite(positive_ND, "positive")
+    query_ND, positive_ND = finite(query_ND, "query"), finite(positive_ND, "positive")
     label_N = inverse_N.astype(np.int32)
     kept = max(1, round(share * (len(group_L) - 1)))
     vector_DL = _label_vectors(positive_ND, label_N, first_L).T.astype(np.float64)
@@ -366,16 +366,6 @@ def _label_vectors(
 def _rows_of_labels(label_N: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
     order_N = np.argsort(label_N, kind="stable").astype(np.int32)
     return np.split(order_N, np.cumsum(np.bincount(label_N))[:-1])
-
-
-def _check_finite(vector_ND: npt.NDArray[np.float32], side: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(vector_ND).all(axis=1))
-    if bad.size:
-        raise InputError(
-            f"the embedding of the {side} in row {bad[0]} is not finite ({bad.size} such rows)",
-            expected="finite vectors",
-            remedy="try teacher.precision: fp32, or look at that row's text",
-        )
 
 
 def _blocks(row_N: npt.NDArray[Any], width: int) -> Iterator[npt.NDArray[Any]]:

@@ -5,7 +5,6 @@ Vectors -> Ranks -> Graph -> Communities (one an arm and seed) -> ManifestOf (al
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, ClassVar
 
 from b3_core import (
@@ -27,6 +26,7 @@ from b3_core.embed import DatasetStage, PairsRef
 from b3_core.progress import Progress
 from b3_core.stage import Stage, generator
 from b3_core.store import ArtifactStore
+from b3_core.versions import installed
 
 _LIBRARIES = (
     "b3-batches",
@@ -43,10 +43,20 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True)
-class Ranks(DatasetStage):
-    """The best ``width`` positives of every query, own row and group excluded."""
+class Ranking(DatasetStage):
+    """What a query finds near it: rows, or labels where the task is classification."""
 
     vectors: Address
+
+    @property
+    def inputs(self) -> Mapping[str, str]:  # noqa: D102
+        return {"pairs": self.ref.digest, "embeddings": self.vectors.fingerprint}
+
+
+@dataclass(frozen=True)
+class Ranks(Ranking):
+    """The best ``width`` positives of every query, own row and group excluded."""
+
     width: int
     p: int = 0
     method: search.Method = "exact"
@@ -58,10 +68,6 @@ class Ranks(DatasetStage):
         if self.method == "exact":
             return {"width": self.width}
         return {"width": self.width, "method": self.method, "p": self.p}
-
-    @property
-    def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {"pairs": self.ref.digest, "embeddings": self.vectors.fingerprint}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         vectors = teacher.Embeddings.load(store.get(self.vectors))
@@ -85,10 +91,9 @@ class Ranks(DatasetStage):
 
 
 @dataclass(frozen=True)
-class LabelRanks(DatasetStage):
+class LabelRanks(Ranking):
     """The nearest share of the other labels, for every query of a classification."""
 
-    vectors: Address
     share: float
     name: ClassVar[str] = "labels"
     version: ClassVar[int] = labels.VERSION
@@ -96,10 +101,6 @@ class LabelRanks(DatasetStage):
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         return {"share": self.share}
-
-    @property
-    def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {"pairs": self.ref.digest, "embeddings": self.vectors.fingerprint}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         vectors = teacher.Embeddings.load(store.get(self.vectors))
@@ -116,7 +117,7 @@ class LabelRanks(DatasetStage):
 
 def ranking_of(
     ref: PairsRef, vectors: Address, mining: MiningSpec, *, among: Sequence[MiningSpec] = ()
-) -> "Ranks | LabelRanks":
+) -> Ranking:
     """Return the ranking that a dataset's task asks for.
 
     ``among`` are the minings that share one table of ranks, which is as wide as the widest needs.
@@ -131,7 +132,7 @@ def ranking_of(
 class Graph(DatasetStage):
     """The window graph, and beside it the graph of pairs that are too hard."""
 
-    ranks: Ranks | LabelRanks
+    ranks: Ranking
     mining: MiningSpec
     name: ClassVar[str] = "graph"
     version: ClassVar[int] = 100 * graph.VERSION + labels.VERSION
@@ -383,7 +384,7 @@ class ManifestOf(Stage):
                 for ref, variants in zip(self.refs, self.partitions, strict=True)
             ],
             "lineage": manifest.lineage_of(upstream),
-            "libraries": _versions(),
+            "libraries": installed(_LIBRARIES),
         }
 
 
@@ -391,13 +392,3 @@ def _teacher(store: ArtifactStore, part: Communities) -> dict[str, Any]:
     """Say which weights embedded a dataset, and with which settings."""
     record = store.get(part.graph.ranks.vectors).record
     return {"weights": record["lineage"]["weights"], **record["settings"]}
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -217,7 +217,7 @@ class _Pairs:
                 f"cannot rank queries {query_ND.shape}, positives {positive_ND.shape}, "
                 f"groups {group_N.shape}"
             )
-        return cls(_finite(query_ND, "query"), _finite(positive_ND, "positive"), group_N)
+        return cls(finite(query_ND, "query"), finite(positive_ND, "positive"), group_N)
 
     def slack(self, ranks: int) -> int:
         """Choose how many candidates to ask for beyond M: faiss slows down by 10 % for 16 more.
@@ -290,7 +290,14 @@ def _blocks(
         yield pending[start : start + size]
 
 
-def _finite(vector_ND: npt.NDArray[np.float32], side: str) -> npt.NDArray[np.float32]:
+def finite(vector_ND: npt.NDArray[np.float32], side: str) -> npt.NDArray[np.float32]:
+    """Return vectors as contiguous float32.
+
+    Raises
+    ------
+    InputError
+        One is not finite; the row is named, and the ``side``: query or positive.
+    """
     bad = np.flatnonzero(~np.isfinite(search.lengths(vector_ND)))
     if bad.size:
         raise InputError(

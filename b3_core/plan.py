@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from b3_core.config import PipelineSpec
+from b3_core.config import BatchSpec, MiningSpec, PipelineSpec
 from b3_core.embed import PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Results, Student
-from b3_core.mine import Communities, Graph, LabelRanks, ManifestOf, Ranks, ranking_of
+from b3_core.mine import Communities, Graph, ManifestOf, Ranking, ranking_of
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 
@@ -26,7 +26,7 @@ class Plan:
     """
 
     vectors: tuple[Vectors, ...]
-    ranks: tuple[Ranks | LabelRanks, ...]
+    ranks: tuple[Ranking, ...]
     graphs: tuple[Graph, ...]
     communities: tuple[Communities, ...]
     manifests: dict[tuple[str, int], ManifestOf]
@@ -45,19 +45,20 @@ class Plan:
         """
         arms = {name: spec.arm(name) for name in spec.arm_names}
         minings = [mining for mining, _ in arms.values()]
+        largest = max(v.k for mining, batches in arms.values() for v in mining.variants(batches))
+        batch_size = max(batches.batch_size for _, batches in arms.values())
         vectors = []
         for ref in refs:
-            largest = max(
-                v.k for mining, batches in arms.values() for v in mining.variants(batches)
-            )
-            check_rows(ref, k=largest, batch_size=max(b.batch_size for _, b in arms.values()))
+            check_rows(ref, k=largest, batch_size=batch_size)
             vectors.append(Vectors.of(store, ref, spec.teacher, spec.compute.shard_rows))
         ranks = {
             name: [ranking_of(made.ref, made.address, mining, among=minings) for made in vectors]
             for name, (mining, _) in arms.items()
         }
         keys: list[tuple[str, int]] = [(arm, seed) for arm in spec.arm_names for seed in spec.seeds]
-        manifests = {(arm, seed): _manifest(spec, arm, seed, ranks[arm]) for arm, seed in keys}
+        manifests = {
+            (arm, seed): _manifest(spec.name, arms[arm], seed, ranks[arm]) for arm, seed in keys
+        }
         students = {key: Student.of(made, spec.train) for key, made in manifests.items()}
         evaluations = {key: Evaluation(made, spec.evaluate) for key, made in students.items()}
         parts = [p for made in manifests.values() for variants in made.partitions for p in variants]
@@ -74,9 +75,9 @@ class Plan:
 
 
 def _manifest(
-    spec: PipelineSpec, arm: str, seed: int, ranks: Sequence[Ranks | LabelRanks]
+    pipeline: str, arm: tuple[MiningSpec, BatchSpec], seed: int, ranks: Sequence[Ranking]
 ) -> ManifestOf:
-    mining, batches = spec.arm(arm)
+    mining, batches = arm
     partitions = tuple(
         tuple(
             Communities(table.ref, Graph(table.ref, table, variant), variant, seed)
@@ -84,7 +85,7 @@ def _manifest(
         )
         for table in ranks
     )
-    return ManifestOf(spec.name, partitions, mining, batches, seed)
+    return ManifestOf(pipeline, partitions, mining, batches, seed)
 
 
 def _once(stages: Iterable[_S]) -> list[_S]:

@@ -4,9 +4,10 @@ import os
 import platform
 import resource
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from b3_core.versions import installed
 
 _LIBRARIES = (
     "faiss-cpu",
@@ -38,13 +39,7 @@ def peak_mb() -> float:
 
 def machine() -> dict[str, Any]:
     """Name the CPUs and the versions of what decides speed."""
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"cpus": os.cpu_count(), "cpu": _cpu(), "versions": versions}
+    return {"cpus": os.cpu_count(), "cpu": _cpu(), "versions": installed(_LIBRARIES)}
 
 
 def _cpu() -> str:

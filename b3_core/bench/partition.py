@@ -112,13 +112,11 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
     ranks = RankTable.load(open_artifact(job["ranks"]))
     group_N = PairTable.load(open_artifact(job["pairs"]), "train").group_N
     _partition(_head(ranks, 2000), mining, group_N[:2000], seed=0)
-    started = time.perf_counter()
     if mining.partitioner == "metis" and mining.tolerance is None:
         # The search is not METIS's own work: the run with the tolerance it found is what counts.
-        mining = mining.model_copy(
-            update={"tolerance": _best_tolerance(ranks, mining, job["seed"])}
-        )
-        started = time.perf_counter()
+        best = _best_tolerance(ranks, mining, group_N, seed=job["seed"])
+        mining = mining.model_copy(update={"tolerance": best})
+    started = time.perf_counter()
     partition = _partition(ranks, mining, group_N, seed=job["seed"])
     seconds = time.perf_counter() - started
     peak = peak_mb()
@@ -158,23 +156,12 @@ def _partition(
     )
 
 
-def _best_tolerance(ranks: RankTable, mining: MiningSpec, seed: int) -> float:
+def _best_tolerance(ranks: RankTable, mining: MiningSpec, group_N: Any, *, seed: int) -> float:
     """Try METIS's tolerances, each to the end: what counts is what exact communities keep."""
-    cutoff = mining.cutoff("retrieval")
-    attract = graph.link(ranks, p=cutoff, m=mining.m, mode=mining.graph)
     kept = {}
     for tolerance in communities.TOLERANCES:
         spec = mining.model_copy(update={"tolerance": tolerance})
-        label_N = communities.find_communities(attract, spec, rng=generator(seed, "communities"))
-        made = balance.balance(
-            label_N,
-            attract=attract,
-            repel=None,
-            group_N=np.arange(attract.rows, dtype=np.int32),
-            spec=spec,
-            rng=generator(seed, "balance"),
-        )
-        kept[tolerance] = made.objective
+        kept[tolerance] = _partition(ranks, spec, group_N, seed=seed).objective
     return max(kept, key=lambda tolerance: kept[tolerance])
 
 
