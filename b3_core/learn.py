@@ -34,7 +34,7 @@ class Student(Stage):
     initial: str
     name: ClassVar[str] = "student"
     # train's own version would import torch here; bump this one with it.
-    version: ClassVar[int] = 1000 * packaged.VERSION + 2
+    version: ClassVar[int] = 1000 * packaged.VERSION + 3
 
     @classmethod
     def of(cls, manifest: ManifestOf, train: TrainSpec) -> Self:
@@ -194,7 +194,7 @@ class Results(Stage):
 
     evaluations: tuple[tuple[str, Evaluation], ...]
     name: ClassVar[str] = "results"
-    version: ClassVar[int] = 10 * compare.VERSION + 1
+    version: ClassVar[int] = 10 * compare.VERSION + 2
 
     @property
     def dataset(self) -> str:  # noqa: D102
@@ -219,36 +219,39 @@ class Results(Stage):
             arm: [store.get(run.address).counts["metrics"] for run in runs]
             for arm, runs in arms.items()
         }
+        scores = {
+            arm: np.stack([self._reciprocal_ranks(store, run) for run in runs])
+            for arm, runs in arms.items()
+        }
         rows = [
-            row | _effort([run.student for run in runs], store)
-            for row, runs in zip(compare.arms_table(metrics), arms.values(), strict=True)
+            row | _interval(scores[arm], "mrr_") | _effort([run.student for run in runs], store)
+            for row, (arm, runs) in zip(compare.arms_table(metrics), arms.items(), strict=True)
         ]
         # Every arm against the control, and b3 against every other.
         compared = [(arm, "random") for arm in arms if arm != "random" and "random" in arms]
         compared += [("b3", arm) for arm in arms if arm not in ("b3", "random") and "b3" in arms]
         differences = {
-            f"{ours} - {control}": self._difference(store, arms[ours], arms[control])
+            f"{ours} - {control}": _interval(scores[ours], other=scores[control])
             for ours, control in compared
         }
         draft.write_json("results.json", {"arms": rows, "differences": differences})
         draft.path("report.md").write_text(_report(rows, differences), encoding="utf-8")
-
-    def _difference(
-        self, store: ArtifactStore, ours: list[Evaluation], control: list[Evaluation]
-    ) -> dict[str, float]:
-        """Compare reciprocal ranks, a row a seed, a column a query of any dataset."""
-        a_SQ, b_SQ = (
-            np.stack([self._reciprocal_ranks(store, run) for run in runs])
-            for runs in (ours, control)
-        )
-        interval = compare.paired_bootstrap(a_SQ, b_SQ, rng=generator(0, "bootstrap"))
-        return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
     @staticmethod
     def _reciprocal_ranks(store: ArtifactStore, run: Evaluation) -> np.ndarray[Any, Any]:
         artifact = store.get(run.address)
         reports = [retrieval.EvalReport.load(artifact, task) for task in artifact.counts["tasks"]]
         return np.concatenate([1.0 / report.rank_Q for report in reports])
+
+
+def _interval(
+    score_SQ: np.ndarray[Any, Any], prefix: str = "", *, other: np.ndarray[Any, Any] | None = None
+) -> dict[str, float]:
+    """Return the interval of mean scores, a row a seed and a column a query, or of a difference."""
+    against_SQ = np.zeros_like(score_SQ) if other is None else other
+    found = compare.paired_bootstrap(score_SQ, against_SQ, rng=generator(0, "bootstrap"))
+    bounds = {f"{prefix}low": found.low, f"{prefix}high": found.high}
+    return bounds if other is None else {"mean": found.mean, **bounds}
 
 
 def _effort(students: Sequence[Student], store: ArtifactStore) -> dict[str, Any]:

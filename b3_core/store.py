@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from b3_core.artifacts import Address, Artifact, Draft, StoredFile, canonical_json, sha256_file
 from b3_core.errors import B3Error, CorruptArtifactError, InputError, reason
+from b3_core.usage import Usage
 
 __all__ = ["Address", "Artifact", "ArtifactStore", "Draft", "canonical_json", "open_artifact"]
 
@@ -119,7 +120,7 @@ class ArtifactStore:
         When two writers make the same artifact, the first record wins and the other's work is
         dropped: both were made from the same inputs.
         """
-        started = time.time()
+        used = Usage.start()
         parent = Path(self._base, ".drafts") if self._local else Path(tempfile.gettempdir())
         folder = parent / f"b3-draft-{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
@@ -138,7 +139,7 @@ class ArtifactStore:
                 "settings": dict(settings),
                 "writer": uuid.uuid4().hex,
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "seconds": round(time.time() - started, 3),
+                **used.so_far(),
             }
             self._publish(address, record)
         finally:

@@ -1,12 +1,25 @@
 """``b3 bench``: what this project does, side by side with what others do."""
 
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from flows.running import AsJson, Pairs, Store, Teacher, Verbose, demo_config, run_command, run_flow
+from flows import embedded
+from flows.running import (
+    AsJson,
+    Corpus,
+    Pairs,
+    Store,
+    Teacher,
+    Verbose,
+    demo_config,
+    run_command,
+    run_flow,
+)
 from flows.terminal import figures_table
 
 app = typer.Typer(
@@ -22,6 +35,7 @@ K = Annotated[int, typer.Option("--k", min=2, help="Rows in a community.")]
 @app.command()
 def partition(
     *,
+    corpus: Corpus = "code",
     pairs: Pairs = 60_000,
     teacher: Teacher = "static",
     k: K = 32,
@@ -29,6 +43,7 @@ def partition(
     m: Annotated[int, typer.Option("--m", min=1, help="Ranks kept after them.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every method.")] = 1,
     method: Annotated[list[str], typer.Option(help="Only these; repeatable.")] = [],  # noqa: B006
+    plot: Annotated[Path | None, typer.Option(help="Draw the frontier to this file.")] = None,
     store: Store = ".b3",
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -36,7 +51,7 @@ def partition(
     """Every partitioner on the same ranks of the demo's corpus: edges kept, seconds, memory."""
 
     def work() -> dict[str, Any]:
-        from b3_core.bench.partition import bench_partition  # noqa: PLC0415
+        from b3_core.bench.partition import bench_partition, draw_frontier  # noqa: PLC0415
         from b3_core.plan import Plan  # noqa: PLC0415
         from b3_core.store import ArtifactStore  # noqa: PLC0415
         from flows import outcome  # noqa: PLC0415
@@ -50,12 +65,12 @@ def partition(
             "mining": {"k": k, "p": p, "m": m},
             "batches": {"batch_size": max(64, k)},
         }
-        spec = demo_config(pairs, store, settings)
+        spec = demo_config(corpus, pairs, store, settings)
         run_flow("mine", spec)
         artifacts = ArtifactStore(spec.store.root)
         plan = Plan.of(spec, outcome.refs(spec, artifacts), artifacts)
         with reporting.step("partition") as progress:
-            return bench_partition(
+            found = bench_partition(
                 pairs=artifacts.get(plan.ranks[0].ref.address).uri,
                 ranks=artifacts.get(plan.ranks[0].address).uri,
                 vectors=artifacts.get(plan.vectors[0].address).uri,
@@ -64,8 +79,49 @@ def partition(
                 only=method,
                 progress=progress,
             )
+        if plot is not None:
+            draw_frontier(found["rows"], plot)
+        return found
 
     run_command(work, as_json=as_json, verbose=verbose, show=_show)
+
+
+@app.command()
+def batch_size(
+    *,
+    corpus: Corpus = "code",
+    pairs: Pairs = 20_000,
+    teacher: Teacher = "static",
+    size: Annotated[
+        list[int], typer.Option(min=2, help="Batch sizes; repeatable.", show_default=True)
+    ] = [64, 128, 256, 512, 1024],  # noqa: B006
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every arm.")] = 3,
+    part: Annotated[str, typer.Option(help="Held-out part: test or validation.")] = "validation",
+    store: Store = ".b3",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Which random batch a mined batch is worth: the demo's arms at several batch sizes.
+
+    All see the same examples; the learning rate grows with the root of the batch size.
+    """
+
+    def work() -> dict[str, Any]:
+        from b3_core.bench.machine import machine  # noqa: PLC0415
+
+        settings = {
+            "part": part,
+            "teacher": teacher,
+            "arms": ["random", "paper", "b3"],
+            "seeds": list(range(seeds)),
+        }
+        spec = demo_config(corpus, pairs, store, settings)
+        embedded.serve()
+        from flows.batch_size import batch_size as flow  # noqa: PLC0415
+
+        return {**flow(spec, sizes=tuple(size)), "part": part, "machine": machine()}
+
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_batch_sizes)
 
 
 @app.command()
@@ -93,7 +149,62 @@ def neighbours(
     run_command(work, as_json=as_json, verbose=verbose, show=partial(_show, table="results"))
 
 
+@app.command()
+def cost(
+    *,
+    corpus: Corpus = "code",
+    teacher: Teacher = "static",
+    rows: Annotated[list[int], typer.Option(min=500, help="Training pairs; repeatable.")] = [  # noqa: B006
+        10_000,
+        20_000,
+        40_000,
+        80_000,
+    ],
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Seconds and memory of every stage as data grows, in stores of their own, and the exponents.
+
+    A corpus that has fewer pairs than asked for gives those it has.
+    """
+
+    def work() -> dict[str, Any]:
+        from b3_core.bench.cost import cost_rows, exponents  # noqa: PLC0415
+        from b3_core.bench.machine import machine  # noqa: PLC0415
+        from b3_core.plan import Plan  # noqa: PLC0415
+        from b3_core.store import ArtifactStore  # noqa: PLC0415
+        from flows import outcome  # noqa: PLC0415
+
+        def run(pairs: int) -> list[dict[str, Any]]:
+            with tempfile.TemporaryDirectory(prefix="b3-cost-") as root:
+                settings = {"part": "validation", "teacher": teacher, "arms": ["b3"]}
+                spec = demo_config(corpus, pairs, root, settings)
+                run_flow("pipeline", spec)
+                artifacts = ArtifactStore(root)
+                plan = Plan.of(spec, outcome.refs(spec, artifacts) or (), artifacts)
+                return cost_rows(plan, artifacts)
+
+        run(min(rows))  # untimed: imports and compilation
+        found = [row for pairs in rows for row in run(pairs)]
+        return {"rows": found, "exponents": exponents(found), "machine": machine()}
+
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_cost)
+
+
 def _show(console: Console, outcome: dict[str, Any], *, table: str = "rows") -> None:
     console.print(figures_table(outcome[table]))
     machine = outcome["machine"]
     console.print(f"{machine['cpus']} CPUs, {machine['cpu']}", highlight=False)
+
+
+def _show_batch_sizes(console: Console, outcome: dict[str, Any]) -> None:
+    rows = [
+        {**row, "less_random": row["less_random"] and row["less_random"]["mean"]}
+        for row in outcome["rows"]
+    ]
+    _show(console, {**outcome, "rows": rows})
+
+
+def _show_cost(console: Console, outcome: dict[str, Any]) -> None:
+    console.print(figures_table(outcome["exponents"]))
+    _show(console, outcome)

@@ -15,6 +15,7 @@ from b3_core.config import load_config
 from flows import bench, embedded
 from flows.running import (
     AsJson,
+    Corpus,
     Pairs,
     Store,
     Teacher,
@@ -42,6 +43,7 @@ ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see README, 'Your o
 @app.command()
 def demo(
     *,
+    corpus: Corpus = "code",
     pairs: Pairs = 20_000,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every arm.")] = 3,
     batch_size: Annotated[int, typer.Option(min=2, help="Rows in a batch.")] = 64,
@@ -51,11 +53,12 @@ def demo(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the whole pipeline on real pairs read from the Python code installed beside it.
+    """Run the whole pipeline on real pairs read from the packages installed beside it.
 
-    Docstrings are queries, function bodies their positives; whole packages are held out. Three
-    arms see the same examples from the same initial weights: batches drawn at **random**, by the
-    **paper**'s recipe, and by **b3**.
+    Docstrings are queries, function bodies their positives; whole packages are held out. With
+    `--corpus prose` first sentences of documentation are queries, what follows them their
+    positives; whole services are held out. Three arms see the same examples from the same initial
+    weights: batches drawn at **random**, by the **paper**'s recipe, and by **b3**.
     """
 
     def work() -> dict[str, Any]:
@@ -66,7 +69,7 @@ def demo(
             "seeds": list(range(seeds)),
             "batches": {"batch_size": batch_size},
         }
-        return run_flow("pipeline", demo_config(pairs, store, settings))
+        return run_flow("pipeline", demo_config(corpus, pairs, store, settings))
 
     run_command(work, as_json=as_json, verbose=verbose)
 
@@ -106,6 +109,7 @@ def tune(
     output: Annotated[Path, typer.Option(help="Where the chosen CONFIG goes.")] = Path(
         "tuned.yaml"
     ),
+    corpus: Corpus = "code",
     pairs: Pairs = 20_000,
     teacher: Teacher = "static",
     store: Store = ".b3",
@@ -117,7 +121,8 @@ def tune(
     Candidates differ in p, m, k, graph, repulsion, evenness and curriculum. Each round trains all
     that are left, on the same seeds and examples, and keeps the better half for more seeds. The
     held-out rows of CONFIG (`eval_uri`) are never looked at; without CONFIG the demo's corpus is
-    used, and its validation packages. `--pairs`, `--teacher` and `--store` are the demo's alone.
+    used, and its validation packages. `--corpus`, `--pairs`, `--teacher` and `--store` are the
+    demo's alone.
     """
 
     def work() -> dict[str, Any]:
@@ -125,7 +130,7 @@ def tune(
             spec, judge = load_config(config), "training"
         else:
             settings = {"part": "validation", "teacher": teacher}
-            spec, judge = demo_config(pairs, store, settings), "eval"
+            spec, judge = demo_config(corpus, pairs, store, settings), "eval"
         embedded.serve()
         from flows.tune import tune as flow  # noqa: PLC0415
 

@@ -1,9 +1,9 @@
-"""The demo: code search on the Python packages installed beside this one."""
+"""The demo: search in pairs read from what is installed beside this project."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pyarrow.parquet as pq
 
@@ -14,21 +14,25 @@ from b3_core.progress import Progress
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 
-DATASET = "python-code"
-
 
 @dataclass(frozen=True)
 class DemoCorpus(Stage):
-    """Docstring-to-body pairs of the installed packages, held out by package."""
+    """Pairs of the installed packages in three parts, held out by package."""
 
+    kind: str
     pairs: int
     source: str
     name: ClassVar[str] = "corpus"
     version: ClassVar[int] = corpus.VERSION
 
+    @classmethod
+    def of(cls, kind: str, pairs: int) -> Self:
+        """Identify the packages that are installed now."""
+        return cls(kind, pairs, corpus.corpus_fingerprint(corpus.KINDS[kind]))
+
     @property
     def dataset(self) -> str:  # noqa: D102 - the base class says it
-        return DATASET
+        return corpus.KINDS[self.kind].dataset
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
@@ -39,14 +43,14 @@ class DemoCorpus(Stage):
         return {"packages": self.source}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        read = corpus.read_corpus(self.pairs, progress=progress)
+        read = corpus.read_corpus(corpus.KINDS[self.kind], self.pairs, progress=progress)
         for part in ("train", "validation", "test"):
             table = getattr(read, part)
             pq.write_table(table, draft.path(f"{part}.parquet"), compression="zstd")
             draft.counts[part] = len(table)
 
 
-def demo_spec(store: ArtifactStore, made: Stage, settings: Mapping[str, Any]) -> PipelineSpec:
+def demo_spec(store: ArtifactStore, made: DemoCorpus, settings: Mapping[str, Any]) -> PipelineSpec:
     """Return the configuration of the demo on a corpus that was read.
 
     Parameters
@@ -58,7 +62,7 @@ def demo_spec(store: ArtifactStore, made: Stage, settings: Mapping[str, Any]) ->
     changed = dict(settings)
     part = changed.pop("part")
     dataset = {
-        "name": DATASET,
+        "name": made.dataset,
         "uri": f"{artifact.uri}/{artifact.files['train.parquet'].path}",
         "eval_uri": f"{artifact.uri}/{artifact.files[f'{part}.parquet'].path}",
         "query": "query",

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -24,24 +24,29 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show logs and tr
 Teacher = Annotated[str, typer.Option(help="static, minilm, or a model folder.")]
 Store = Annotated[str, typer.Option(help="Folder or s3:// URI of artifacts.")]
 Pairs = Annotated[int, typer.Option(min=128, help="Training pairs at most.")]
+Corpus = Annotated[
+    Literal["code", "prose"],
+    typer.Option(help="Docstrings and code, or prose that documents web services."),
+]
 
 
-def demo_config(pairs: int, store: str, settings: dict[str, Any]) -> PipelineSpec:
-    """Read the demo's corpus, unless the store has it, and return a CONFIG on it.
+def demo_config(corpus: str, pairs: int, store: str, settings: dict[str, Any]) -> PipelineSpec:
+    """Read a corpus of the demo, unless the store has it, and return a CONFIG on it.
 
     Parameters
     ----------
+    corpus
+        ``code`` or ``prose``.
     settings
         As :func:`flows.demo.demo_spec` takes them.
     """
-    from b3_core import corpus  # noqa: PLC0415
     from b3_core.store import ArtifactStore  # noqa: PLC0415
     from flows.demo import DemoCorpus, demo_spec  # noqa: PLC0415
     from tasks import reporting  # noqa: PLC0415
 
     artifacts = ArtifactStore(store)
     artifacts.check_writable()
-    made = DemoCorpus(pairs, corpus.corpus_fingerprint())
+    made = DemoCorpus.of(corpus, pairs)
     if artifacts.find(made.address) is None:
         with reporting.step("corpus") as progress:
             made.run(artifacts, progress)

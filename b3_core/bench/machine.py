@@ -1,9 +1,7 @@
-"""What a measurement ran on, and what it took of it."""
+"""What a measurement ran on."""
 
 import os
 import platform
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +19,6 @@ _LIBRARIES = (
     "numba",
     "sentence-transformers",
 )
-
-
-def peak_mb() -> float:
-    """Return the most memory this process ever had resident, in MB.
-
-    From VmHWM where there is a /proc: ru_maxrss survives exec on Linux, so a child would report
-    at least what its parent had when it was started.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def machine() -> dict[str, Any]:

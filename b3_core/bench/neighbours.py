@@ -27,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from b3_core import neighbours
-from b3_core.bench.machine import machine, peak_mb
+from b3_core.bench.machine import machine
 from b3_core.progress import Progress, silent
 from b3_core.search import Method
+from b3_core.usage import peak_mb
 
 _SAMPLE = 2000
 _WARM_UP = 600  # rows

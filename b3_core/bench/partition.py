@@ -16,19 +16,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from b3_core import balance, communities, graph, quality
-from b3_core.bench.machine import machine, peak_mb
+from b3_core.bench.machine import machine
 from b3_core.config import MiningSpec
+from b3_core.errors import InputError, reason
 from b3_core.neighbours import RankTable
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
 from b3_core.stage import generator
 from b3_core.store import open_artifact
 from b3_core.teacher import Embeddings
+from b3_core.usage import peak_mb
 
 #: The published recipe, peers at their best, and ours; ``-union`` is the graph, not the algorithm.
 METHODS: dict[str, dict[str, Any]] = {
@@ -38,10 +41,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "metis": {"partitioner": "metis", "graph": "union", "swap_rounds": 0},
     "kaminpar": {"partitioner": "kaminpar", "swap_rounds": 0},
     "kaminpar-union": {"partitioner": "kaminpar", "graph": "union", "swap_rounds": 0},
-    "leidenalg": {"partitioner": "leidenalg"},
-    "leiden": {"partitioner": "leiden"},
-    "leiden-union": {"partitioner": "leiden", "graph": "union", "repulsion": 1.0},
+    "leidenalg": {"partitioner": "leidenalg", "evenness": 0.0},
+    "leiden": {"partitioner": "leiden", "evenness": 0.0},
+    "leiden-even": {"partitioner": "leiden", "evenness": 1.0},
+    "leiden-union": {
+        "partitioner": "leiden",
+        "graph": "union",
+        "repulsion": 1.0,
+        "evenness": 0.0,
+    },
 }
+#: Of the frontier: too-hard partners and window partners a row.
+AXES = ("too_hard", "window")
 #: Repulsions of the frontier of ``leiden-union``.
 FRONTIER = (0.0, 0.25, 0.5, 2.0, 3.0, 5.0)
 
@@ -75,7 +86,8 @@ def bench_partition(
     -------
     dict
         ``rows``: for each run ``method, seed, window, mutual, too_hard, similarity,
-        similarity_spread, exact_k, seconds, peak_mb, digest``; ``machine``.
+        similarity_spread, exact_k, seconds, peak_mb, digest``; ``above``, the peers that are
+        above our curve (:func:`above_the_curve`); ``machine``.
     """
     methods = dict(METHODS)
     for repulsion in FRONTIER:
@@ -89,7 +101,75 @@ def bench_partition(
         spec = MiningSpec.model_validate(mining.model_dump() | chosen[name])
         rows.append({"method": name, "seed": seed} | _in_a_process(job | {"mining": spec}))
     progress(len(runs), len(runs))
-    return {"rows": rows, "k": mining.k, "p": mining.p, "m": mining.m, "machine": machine()}
+    return {
+        "rows": rows,
+        "above": above_the_curve(rows),
+        "k": mining.k,
+        "p": mining.p,
+        "m": mining.m,
+        "machine": machine(),
+    }
+
+
+def above_the_curve(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the methods that keep more of the window than ours do with as many too-hard partners.
+
+    Our curve goes through nothing (0, 0) and ``leiden-union`` at every repulsion that was run;
+    between two points it is a line, for a half of each partition has half of what each keeps.
+    """
+    means = {
+        name: [
+            float(np.mean([row[axis] for row in rows if row["method"] == name])) for axis in AXES
+        ]
+        for name in dict.fromkeys(row["method"] for row in rows)
+    }
+    ours = sorted([(0.0, 0.0), *(tuple(at) for name, at in means.items() if is_ours(name))])
+    if len(ours) < 3:  # noqa: PLR2004 - no curve was run
+        return []
+    hard, kept = zip(*ours, strict=True)
+    return [
+        name
+        for name, (x, y) in means.items()
+        if not is_ours(name) and x <= hard[-1] and y > np.interp(x, hard, kept)
+    ]
+
+
+def is_ours(method: str) -> bool:
+    """Tell whether a method is a point of the frontier of ``leiden-union``."""
+    return method.startswith("leiden-union")
+
+
+def draw_frontier(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draw window partners over too-hard partners: our curve, and every other method.
+
+    Raises
+    ------
+    InputError
+        matplotlib is not installed, or the file's ending is no format it knows.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise InputError(
+            "a plot needs matplotlib, which is not installed", remedy="pip install matplotlib"
+        ) from error
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="too-hard partners a row", ylabel="window partners a row")
+    ours = sorted((row["too_hard"], row["window"]) for row in rows if is_ours(row["method"]))
+    axes.plot(*zip(*ours, strict=True), "o-", label="leiden-union, repulsion 5 to 0")
+    for name in dict.fromkeys(row["method"] for row in rows if not is_ours(row["method"])):
+        points = [(row["too_hard"], row["window"]) for row in rows if row["method"] == name]
+        axes.plot(*zip(*points, strict=True), "s", color="0.45", markersize=5)
+        axes.annotate(name, points[0], xytext=(5, -4), textcoords="offset points", fontsize=8)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right")
+    try:
+        figure.savefig(file, dpi=150)
+    except ValueError as error:
+        raise InputError(
+            f"{file} cannot be drawn: {reason(error)}", remedy="name it *.png, *.svg or *.pdf"
+        ) from error
 
 
 def _in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """The demo's corpus, read from tiny site-packages folders whose every pair is known."""
 
+import gzip
 import hashlib
+import json
+import sysconfig
 import warnings
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from b3_core import corpus
-from b3_core.corpus import Function, Part, corpus_fingerprint, list_sources, part_of, read_functions
+from b3_core.corpus import KINDS, Part, corpus_fingerprint, part_of, prose, read_corpus
+from b3_core.corpus.code import list_sources, read_functions
+from b3_core.corpus.parts import Pair
 from b3_core.errors import InputError
 
 Parts = dict[Part, list[tuple[str, ...]]]
@@ -56,7 +60,7 @@ def install_all(root: Path, *, files: int = 1, functions: int = 3) -> None:
 
 
 def read(root: Path, pairs: int = 100, **options: int) -> tuple[Parts, int]:
-    made = corpus.read_corpus(pairs, root=root, **{"workers": 1, **options})
+    made = read_corpus(KINDS["code"], pairs, root=root, **{"workers": 1, **options})
     parts: Parts = {}
     for part in ("train", "validation", "test"):
         table = getattr(made, part)
@@ -65,7 +69,7 @@ def read(root: Path, pairs: int = 100, **options: int) -> tuple[Parts, int]:
     return parts, made.skipped
 
 
-def functions_in(tmp_path: Path, source: str | bytes) -> list[Function] | None:
+def functions_in(tmp_path: Path, source: str | bytes) -> list[Pair] | None:
     file = tmp_path / "module.py"
     file.write_bytes(dedent(source).encode() if isinstance(source, str) else source)
     return read_functions(str(file))
@@ -169,14 +173,14 @@ def test_only_listed_python_files_inside_the_folder_are_read(tmp_path: Path) -> 
 def test_fingerprint_follows_the_records(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         install_all(tmp_path / name)
-    first = corpus_fingerprint(tmp_path / "one")
+    first = corpus_fingerprint(KINDS["code"], tmp_path / "one")
     assert len(first) == 64
-    assert corpus_fingerprint(tmp_path / "two") == first
+    assert corpus_fingerprint(KINDS["code"], tmp_path / "two") == first
     install(tmp_path / "two", "more", {"more/__init__.py": ""})
     record = tmp_path / "three/torch-1.0.dist-info/RECORD"
     record.write_text(record.read_text().replace("sha256=", "sha256=x"))
-    changed = {corpus_fingerprint(tmp_path / name) for name in ("one", "two", "three")}
-    assert len(changed) == 3
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    assert len({corpus_fingerprint(KINDS["code"], folder) for folder in folders}) == 3
 
 
 def test_unusable_files_are_counted_and_never_run(tmp_path: Path) -> None:
@@ -214,7 +218,8 @@ def test_a_part_without_pairs_is_refused(tmp_path: Path, missing: tuple[str, str
 def test_progress_reaches_the_total(tmp_path: Path) -> None:
     install_all(tmp_path, files=4)
     calls: list[tuple[int, int]] = []
-    corpus.read_corpus(
+    read_corpus(
+        KINDS["code"],
         10,
         heldout=4,
         validation=3,
@@ -258,20 +263,20 @@ def test_functions_by_hand(tmp_path: Path) -> None:
                 return await inner()
     '''
     assert functions_in(tmp_path, source) == [
-        Function(
+        Pair(
             "Put a thing into the box.",
             "# Checked first.\nif thing is None:\n"
             '    raise ValueError("nothing")  # no thing\n\n'
             'text = """\nflush left\n    deep\n"""\nself.things.append(text)',
-            3,
+            "3",
         ),
-        Function(
+        Pair(
             "Fetch the page \\d.",
             '@cached\ndef inner():\n    """Return the inner value."""\n'
             "    value = compute(url)\n    return value\nreturn await inner()",
-            20,
+            "20",
         ),
-        Function("Return the inner value.", "value = compute(url)\nreturn value", 24),
+        Pair("Return the inner value.", "value = compute(url)\nreturn value", "24"),
     ]
 
 
@@ -325,11 +330,80 @@ def test_other_encodings_newlines_and_escapes(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         found = functions_in(tmp_path, source.encode("latin-1"))
     assert found == [
-        Function("Find cafés ? nearby.", "x = '\\d \f \x1c'\nreturn x + '...........'", 2)
+        Pair("Find cafés ? nearby.", "x = '\\d \f \x1c'\nreturn x + '...........'", "2")
     ]
 
 
 def test_this_environment_has_sources_of_every_part() -> None:
-    sources = list_sources()
+    sources = list_sources(Path(sysconfig.get_path("purelib")))
     assert {part_of(source.package) for source in sources} == {"train", "validation", "test"}
     assert not any(source.package == "b3_core" for source in sources)
+
+
+def describe(root: Path, **services: dict[str, object]) -> None:
+    """Install a botocore with these services, gzipped as the real one has them."""
+    files = {
+        f"botocore/data/{name.replace('_', '-')}/2020-01-01/service-2.json.gz": gzip.compress(
+            json.dumps(described).encode(), mtime=0
+        )
+        for name, described in services.items()
+    }
+    install(root, "botocore", files)
+
+
+REST = "It also tells who may read it, and until when it will be kept for them."
+
+
+def test_a_service_by_hand(tmp_path: Path) -> None:
+    service = {
+        "metadata": {},
+        "operations": {
+            "Make": {"documentation": f"<p>Makes a &lt;b&gt;  bucket now.</p><p>{REST}</p>"},
+            "Undocumented": {},
+        },
+        "shapes": {
+            "Box": {
+                "documentation": f"Too short. {REST}",
+                "members": {
+                    "Name": {"documentation": f"The name of the box, e.g. one! {REST * 40}"},
+                    "Size": {"documentation": "A sentence that nothing follows at all."},
+                },
+            }
+        },
+    }
+    file = tmp_path / "service-2.json"
+    file.write_text(json.dumps(service))
+    assert prose.read_service(str(file)) == [
+        Pair("Makes a <b> bucket now.", REST, "Make"),
+        Pair("The name of the box, e.g. one!", (REST * 40)[:2000], "Box.Name"),
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08", b"{", b"[]", b'{"shapes": {"A": 3}}'])
+def test_what_describes_no_service_is_counted(tmp_path: Path, content: bytes) -> None:
+    for suffix in ("", ".gz"):
+        file = tmp_path / f"service-2.json{suffix}"
+        file.write_bytes(content)
+        assert prose.read_service(str(file)) is None
+
+
+def test_services_are_held_out_whole_and_read_in_their_newest_version(tmp_path: Path) -> None:
+    services = {
+        name: {"operations": {"Do": {"documentation": f"Does what {name} is there for."}}}
+        for name in ("pandas", "gamma", "torch")
+    }
+    for name, service in services.items():
+        service["operations"]["Do"]["documentation"] += f" {REST} {name}"
+    describe(tmp_path, **services)
+    newer = gzip.compress(b"{}", mtime=0)
+    older = "botocore/data/torch/2019-01-01/service-2.json.gz"
+    listed = f"{older},sha256={hashlib.sha256(newer).hexdigest()[:43]},1\n"
+    record = tmp_path / "botocore-1.0.dist-info/RECORD"
+    record.write_text(listed + record.read_text())
+    made = read_corpus(KINDS["prose"], 10, root=tmp_path, workers=1)
+    for part, name in (("test", "pandas"), ("validation", "gamma"), ("train", "torch")):
+        (row,) = getattr(made, part).to_pylist()
+        assert row["package"] == name
+        assert row["query"] == f"Does what {name} is there for."
+        assert row["where"] == f"botocore/data/{name}/2020-01-01/service-2.json.gz:Do"
+    assert made.skipped == 0

@@ -1,5 +1,7 @@
 """Measurements as a person sees them: a table and the machine."""
 
+import json
+
 import pytest
 
 
@@ -10,3 +12,39 @@ def test_bench_neighbours_prints_a_row_a_method(command):
     assert code == 0, err
     for word in ("method", "exact", "faiss", "hnsw", "CPUs"):
         assert word in out
+
+
+@pytest.mark.slow  # six students
+def test_bench_batch_size_says_what_each_mined_batch_is_worth(command, tmp_path):
+    sizes = ("--size", "64", "--size", "128", "--seeds", "1", "--pairs", "1500")
+    where = ("--store", tmp_path / "store", "--json")
+    code, out, err = command("bench", "batch-size", *sizes, *where)
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [(row["arm"], row["batch_size"]) for row in rows] == [
+        (arm, size) for size in (64, 128) for arm in ("random", "paper", "b3")
+    ]
+    for row in rows:
+        assert 0 < row["low"] < row["mrr"] < row["high"] < 1
+        assert row["worth"] in (64, 128, None)
+    code, out, _ = command("bench", "batch-size", *sizes, *where[:2])
+    assert code == 0
+    assert "less random" in out
+
+
+@pytest.mark.slow  # three whole pipelines
+def test_bench_cost_has_every_stage_at_every_size(command):
+    code, out, err = command("bench", "cost", "--rows", "1000", "--rows", "2000", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert len(found["rows"]) == 2 * len(found["exponents"]) == 16
+    ranks = [row for row in found["rows"] if row["stage"] == "ranks"]
+    assert [row["rows"] for row in ranks] == [1000, 2000]
+    for row in found["rows"]:
+        assert row["seconds"] > 0 and 100 < row["peak_mb"] < 5000, row
+
+
+def test_a_corpus_that_is_not_there_is_named(command, tmp_path):
+    code, _, err = command("demo", "--corpus", "music", "--store", tmp_path)
+    assert code == 2
+    assert "music" in err
