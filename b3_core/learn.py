@@ -280,11 +280,7 @@ def _report(rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Any]) -
         seeds = len(row["seeds"])
         lines.append(f"| {row['arm']} | {' | '.join(cells)} | {row['examples_seen']:,} | {seeds} |")
     lines.append("")
-    lines += [
-        f"- {pair}: MRR {d['mean']:+.4f}, 95 % interval {d['low']:+.4f} to {d['high']:+.4f} "
-        "(paired bootstrap over seeds and queries)"
-        for pair, d in differences.items()
-    ]
+    lines += [f"- {sentence}" for sentence in compare.sentences(differences)]
     return "\n".join(lines) + "\n"
 
 

@@ -1,29 +1,18 @@
-"""The stages that turn vectors into a manifest.
+"""The stages that turn a ranking into a manifest.
 
-Vectors -> Ranks -> Graph -> Communities (one an arm and seed) -> ManifestOf (all datasets)
+Ranking -> Graph -> Communities (one an arm and seed) -> ManifestOf (all datasets)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from b3_core import (
-    balance,
-    batches,
-    communities,
-    graph,
-    labels,
-    manifest,
-    negatives,
-    neighbours,
-    quality,
-    search,
-    teacher,
-)
-from b3_core.artifacts import Address, Draft
+from b3_core import balance, batches, communities, graph, labels, manifest, negatives, neighbours
+from b3_core.artifacts import Draft
 from b3_core.config import BatchSpec, MiningSpec
 from b3_core.embed import DatasetStage, PairsRef
 from b3_core.progress import Progress
+from b3_core.ranking import Ranking
 from b3_core.stage import Stage, generator
 from b3_core.store import ArtifactStore
 from b3_core.versions import installed
@@ -43,92 +32,6 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True)
-class Ranking(DatasetStage):
-    """What a query finds near it: rows, or labels where the task is classification."""
-
-    vectors: Address
-
-    @property
-    def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {"pairs": self.ref.digest, "embeddings": self.vectors.fingerprint}
-
-
-@dataclass(frozen=True)
-class Ranks(Ranking):
-    """The best ``width`` positives of every query, own row and group excluded."""
-
-    width: int
-    p: int = 0
-    method: search.Method = "exact"
-    name: ClassVar[str] = "ranks"
-    version: ClassVar[int] = neighbours.VERSION
-
-    @property
-    def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        if self.method == "exact":
-            return {"width": self.width}
-        return {"width": self.width, "method": self.method, "p": self.p}
-
-    def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        vectors = teacher.Embeddings.load(store.get(self.vectors))
-        sides = vectors.query_ND, vectors.positive_ND
-        group_N = self.ref.table(store).group_N
-        ranks = neighbours.rank(
-            *sides, group_N=group_N, width=self.width, method=self.method, progress=progress
-        )
-        ranks.save(draft)
-        width = ranks.neighbour_NM.shape[1]  # of a small dataset all its rows
-        draft.counts |= {"rows": self.ref.rows, "width": width}
-        if self.method != "exact":
-            draft.counts["window_recall"] = neighbours.window_recall(
-                ranks,
-                *sides,
-                group_N=group_N,
-                p=self.p,
-                m=max(width - self.p, 0),
-                rng=generator(0, "recall"),
-            )
-
-
-@dataclass(frozen=True)
-class LabelRanks(Ranking):
-    """The nearest share of the other labels, for every query of a classification."""
-
-    share: float
-    name: ClassVar[str] = "labels"
-    version: ClassVar[int] = labels.VERSION
-
-    @property
-    def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return {"share": self.share}
-
-    def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        vectors = teacher.Embeddings.load(store.get(self.vectors))
-        ranks = labels.rank_labels(
-            vectors.query_ND,
-            vectors.positive_ND,
-            group_N=self.ref.table(store).group_N,
-            share=self.share,
-            progress=progress,
-        )
-        ranks.save(draft)
-        draft.counts |= {"rows": self.ref.rows, "labels": ranks.labels, "kept": ranks.kept}
-
-
-def ranking_of(
-    ref: PairsRef, vectors: Address, mining: MiningSpec, *, among: Sequence[MiningSpec] = ()
-) -> Ranking:
-    """Return the ranking that a dataset's task asks for.
-
-    ``among`` are the minings that share one table of ranks, which is as wide as the widest needs.
-    """
-    if ref.spec.task == "classification":
-        return LabelRanks(ref, vectors, mining.label_share)
-    width = max(each.cutoff(ref.spec.task) + each.m for each in (mining, *among))
-    return Ranks(ref, vectors, width, mining.cutoff(ref.spec.task), mining.search)
-
-
-@dataclass(frozen=True)
 class Graph(DatasetStage):
     """The window graph, and beside it the graph of pairs that are too hard."""
 
@@ -144,17 +47,14 @@ class Graph(DatasetStage):
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        if isinstance(self.ranks, LabelRanks):
-            return {"m": self.mining.m}
-        chosen = self.mining.model_dump(include={"m", "graph", "weights"})
-        return {"p": self.cutoff, **chosen}
+        return self.ranks.link_settings(self.mining)
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
         return {"ranks": self.ranks.address.fingerprint}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        attract, repel = self._link(store)
+        attract, repel = self.ranks.link(store, self.mining)
         attract.save(draft, "attract")
         repel.save(draft, "repel")
         draft.counts |= {
@@ -163,23 +63,6 @@ class Graph(DatasetStage):
             "too_hard": repel.indices.size // 2,
             "isolated": int((attract.indptr[1:] == attract.indptr[:-1]).sum()),
         }
-
-    def _link(self, store: ArtifactStore) -> tuple[graph.CsrGraph, graph.CsrGraph]:
-        artifact = store.get(self.ranks.address)
-        if isinstance(self.ranks, LabelRanks):
-            # A thinned graph is drawn; the seed of a run is not for what the runs share.
-            near = labels.LabelRanks.load(artifact)
-            attract = labels.link_labels(near, edges=self.mining.m, rng=generator(0, "labels"))
-            return attract, graph.CsrGraph.empty(attract.rows)
-        ranks = neighbours.RankTable.load(artifact)
-        attract = graph.link(
-            ranks,
-            p=self.cutoff,
-            m=self.mining.m,
-            mode=self.mining.graph,
-            weights=self.mining.weights,
-        )
-        return attract, graph.too_hard(ranks, p=self.cutoff)
 
 
 @dataclass(frozen=True)
@@ -216,35 +99,18 @@ class Communities(DatasetStage):
         label_N = communities.find_communities(
             attract, self.mining, rng=generator(self.seed, "communities"), repel=repel
         )
-        group_N = self.ref.table(store).group_N
         partition = balance.balance(
             label_N,
             attract=attract,
             repel=repel,
-            group_N=group_N,
+            group_N=self.ref.table(store).group_N,
             spec=self.mining,
             rng=generator(self.seed, "balance"),
             progress=progress,
         )
         partition.save(draft)
-        draft.counts |= self._quality(store, partition, group_N)
+        draft.counts |= self.graph.ranks.describe(store, partition, self.mining)
         draft.counts |= {"moved": partition.moved, "objective": partition.objective}
-
-    def _quality(
-        self, store: ArtifactStore, partition: communities.Partition, group_N: Any
-    ) -> dict[str, float]:
-        artifact = store.get(self.graph.ranks.address)
-        if isinstance(self.graph.ranks, LabelRanks):
-            near = labels.LabelRanks.load(artifact)
-            drawn_N = generator(0, "quality").permutation(partition.label_N)
-            found, drawn = (
-                labels.describe_labels(label_N, near) for label_N in (partition.label_N, drawn_N)
-            )
-            return {**found, "too_hard": 0.0, **{f"random_{k}": v for k, v in drawn.items()}}
-        ranks = neighbours.RankTable.load(artifact)
-        return quality.describe(
-            partition, ranks, p=self.graph.cutoff, m=self.mining.m, group_N=group_N
-        )
 
 
 @dataclass(frozen=True)

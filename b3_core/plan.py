@@ -11,7 +11,8 @@ from typing import Self, TypeVar
 from b3_core.config import BatchSpec, MiningSpec, PipelineSpec
 from b3_core.embed import PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Results, Student
-from b3_core.mine import Communities, Graph, ManifestOf, Ranking, ranking_of
+from b3_core.mine import Communities, Graph, ManifestOf
+from b3_core.ranking import Ranking, ranking_of
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 

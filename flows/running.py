@@ -117,11 +117,12 @@ def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, An
 
 def show_outcome(console: Console, outcome: dict[str, Any]) -> None:
     """Print what a person wants to know of a flow: the table of arms, and where things are."""
-    from flows.terminal import arms_table, difference_lines  # noqa: PLC0415
+    from b3_core.evaluate.compare import sentences  # noqa: PLC0415
+    from flows.terminal import arms_table  # noqa: PLC0415
 
     if "arms" in outcome:
         console.print(arms_table(outcome))
-        for line in difference_lines(outcome):
+        for line in sentences(outcome["differences"]):
             console.print(line, highlight=False)
         console.print(f"report: {outcome['report']}", highlight=False, soft_wrap=True)
     if "arms" in outcome and "manifests" in outcome:  # the whole pipeline: the ends are enough

@@ -101,12 +101,3 @@ def _figure(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def difference_lines(results: dict[str, Any]) -> list[str]:
-    """Say each difference in MRR with its interval, in a sentence a line."""
-    return [
-        f"{pair}: MRR {d['mean']:+.4f}, 95 % interval [{d['low']:+.4f}, {d['high']:+.4f}] "
-        "(paired bootstrap over seeds and queries)"
-        for pair, d in results["differences"].items()
-    ]

@@ -6,6 +6,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from b3_core.artifacts import Artifact
+from b3_core.evaluate.compare import sentences
 from b3_core.evaluate.retrieval import METRICS
 from b3_core.manifest import Manifest
 
@@ -40,8 +41,5 @@ def publish_results(results: dict[str, Any]) -> None:
         }
         for row in results["arms"]
     ]
-    lines = [
-        f"{pair}: MRR {d['mean']:+.4f} (95 % interval {d['low']:+.4f} to {d['high']:+.4f})"
-        for pair, d in results["differences"].items()
-    ]
-    create_table_artifact(rows, key="arms", description="; ".join(lines) or "One arm")
+    said = "; ".join(sentences(results["differences"]))
+    create_table_artifact(rows, key="arms", description=said or "One arm")

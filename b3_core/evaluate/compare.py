@@ -95,3 +95,12 @@ def arms_table(
             row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         table.append(row)
     return table
+
+
+def sentences(differences: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Say each difference in MRR with its interval: wherever a person reads it, in these words."""
+    return [
+        f"{pair}: MRR {found['mean']:+.4f}, 95 % interval [{found['low']:+.4f}, "
+        f"{found['high']:+.4f}] (paired bootstrap over seeds and queries)"
+        for pair, found in differences.items()
+    ]

@@ -11,8 +11,9 @@ from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, Phase
 from b3_core.embed import Pairs, PairsRef
 from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.manifest import Manifest, verify
-from b3_core.mine import Communities, Graph, ManifestOf, Ranks, ranking_of
+from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.negatives import Negatives
+from b3_core.ranking import Ranks, ranking_of
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 from b3_core.teacher import Embeddings
