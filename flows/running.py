@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
@@ -28,6 +29,8 @@ Corpus = Annotated[
     Literal["code", "prose"],
     typer.Option(help="Docstrings and code, or prose that documents web services."),
 ]
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def demo_config(corpus: str, pairs: int, store: str, settings: dict[str, Any]) -> PipelineSpec:
@@ -101,7 +104,7 @@ def run_command(
     except Exception as error:
         if verbose:
             raise
-        _fail(f"{_first_line(error)}; run again with -v for the traceback", 1)
+        _fail(f"{_one_line(error)}; run again with -v for the traceback", 1)
 
 
 def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, Any]:
@@ -139,9 +142,13 @@ def _fail(message: object, code: int) -> None:
     raise SystemExit(code)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    lines = _COLOUR.sub("", str(error)).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    # Ray's messages hold the traceback of another process: what went wrong is its last line.
+    said = lines[-1] if type(error).__module__.startswith("ray.") else lines[0]
+    return f"{type(error).__name__}: {said.strip()}"
 
 
 @contextlib.contextmanager

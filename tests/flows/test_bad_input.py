@@ -1,5 +1,6 @@
 """Bad input is one line naming value, expectation and remedy; exit code 2; nothing published."""
 
+import logging
 import os
 import re
 
@@ -7,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import RayError
 
 from b3_core.errors import InputError
 from b3_core.teacher import Embeddings
+from flows.running import run_command
 from tests.conftest import topic_table
 
 
@@ -105,3 +108,19 @@ def test_the_exit_code_reaches_the_shell(b3, tmp_path):
     assert done.stderr.startswith("b3: cannot read CONFIG") and done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr and done.stdout == ""
     assert os.listdir(tmp_path) == []
+
+
+def test_an_error_out_of_ray_says_what_went_wrong_there(capfd):
+    trace = (
+        "\x1b[36mray::Controller.__init__()\x1b[39m (pid=7)\n  File 'x.py', line 3\nKeyError: 'b'\n"
+    )
+
+    def work():
+        raise RayError(trace)
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(work, as_json=True, verbose=False)
+    logging.disable(logging.NOTSET)
+    out, err = capfd.readouterr()
+    assert (ended.value.code, out) == (1, "")
+    assert err == "b3: RayError: KeyError: 'b'; run again with -v for the traceback\n"
