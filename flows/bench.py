@@ -83,7 +83,7 @@ def partition(
             draw_frontier(found["rows"], plot)
         return found
 
-    run_command(work, as_json=as_json, verbose=verbose, show=_show)
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_partition)
 
 
 @app.command()
@@ -195,6 +195,15 @@ def _show(console: Console, outcome: dict[str, Any], *, table: str = "rows") -> 
     console.print(figures_table(outcome[table]))
     machine = outcome["machine"]
     console.print(f"{machine['cpus']} CPUs, {machine['cpu']}", highlight=False)
+
+
+def _show_partition(console: Console, outcome: dict[str, Any]) -> None:
+    several = len({row["seed"] for row in outcome["rows"]}) > 1
+    hidden = {"digest", "tolerance", *(() if several else ("seed",))}  # what fits on a terminal
+    rows = [{k: v for k, v in row.items() if k not in hidden} for row in outcome["rows"]]
+    _show(console, {**outcome, "rows": rows})
+    if outcome["above"]:
+        console.print(f"above the curve of leiden-union: {', '.join(outcome['above'])}")
 
 
 def _show_batch_sizes(console: Console, outcome: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from flows.running import (
     run_command,
     run_flow,
 )
-from flows.terminal import figures_table
+from flows.terminal import change_rows, figures_table
 
 app = typer.Typer(
     name="b3",
@@ -179,6 +179,41 @@ def verify(
         )
 
     run_command(work, as_json=as_json, verbose=verbose, show=show)
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A manifest's URI.")],
+    after: Annotated[str, typer.Argument(help="Another's, of any store.")],
+    *,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare two manifests: inputs, settings, rows, who meets whom, and how hard it is."""
+
+    def work() -> dict[str, Any]:
+        from b3_core.diff import diff as compare  # noqa: PLC0415
+        from b3_core.store import open_artifact  # noqa: PLC0415
+
+        return compare(open_artifact(before), open_artifact(after))
+
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_diff)
+
+
+def _show_diff(console: Console, outcome: dict[str, Any]) -> None:
+    console.print(figures_table(change_rows(outcome)))
+    for name, data in outcome["datasets"].items():
+        if "only_in" in data:
+            console.print(f"{name}: only in the manifest {data['only_in']}", highlight=False)
+            continue
+        rows, moved = data["rows"], data["communities"]
+        console.print(
+            f"{name}: {rows['kept']:,} rows in both, {rows['added']:,} added, {rows['removed']:,} "
+            f"removed; of the partners in a community {moved['partners_kept']:.1%} kept, "
+            f"variation of information {moved['variation_of_information']:.3g} bits",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def main() -> None:

@@ -101,3 +101,18 @@ def _figure(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def change_rows(outcome: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lay out what ``b3_core.diff`` found, a row a value that has a before and an after."""
+    changes = {name: outcome[name] for name in ("batches", "left_out")}
+    for section in ("settings", "libraries"):
+        changes |= {f"{section}.{key}": pair for key, pair in outcome[section].items()}
+    for name, data in outcome["datasets"].items():
+        for section in ("inputs", "quality"):
+            found = data.get(section, {})
+            changes |= {f"{name}: {section}.{key}": pair for key, pair in found.items()}
+    return [
+        {"what": what, "before": before, "after": after}
+        for what, (before, after) in changes.items()
+    ]

@@ -46,10 +46,10 @@ def mined(tmp_path):
     return mine(tmp_path, BatchSpec(batch_size=8, curriculum=phases))
 
 
-def mine(tmp_path, batching):
+def mine(tmp_path, batching, table=None):
     store = ArtifactStore(str(tmp_path / "store"))
     file = tmp_path / "pairs.parquet"
-    pq.write_table(topic_table(130), file)
+    pq.write_table(topic_table(130) if table is None else table, file)
     spec = DatasetSpec(name="faq", uri=str(file), query="question", positive="answer")
     evaluate = EvalSpec()
     ref = PairsRef.of(spec, Pairs.of(spec, evaluate).run(store))

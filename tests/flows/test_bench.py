@@ -3,6 +3,9 @@
 import json
 
 import pytest
+from rich.console import Console
+
+from flows import bench
 
 
 @pytest.mark.slow  # five methods, each in a process of its own
@@ -48,3 +51,16 @@ def test_a_corpus_that_is_not_there_is_named(command, tmp_path):
     code, _, err = command("demo", "--corpus", "music", "--store", tmp_path)
     assert code == 2
     assert "music" in err
+
+
+def test_the_table_of_partitions_fits_a_terminal(capsys):
+    figures = dict.fromkeys(
+        ("window", "mutual", "too_hard", "similarity", "similarity_spread", "exact_k"), 1.2345
+    )
+    row = {"method": "kaminpar-union", "seed": 0, **figures, "seconds": 33.5, "peak_mb": 1632}
+    rows = [{**row, "digest": "0" * 16, "tolerance": None}]
+    machine = {"cpus": 2, "cpu": "one", "versions": {}}
+    bench._show_partition(Console(width=80), {"rows": rows, "above": ["metis"], "machine": machine})
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert "kaminpar-union" in said and "1632" in said and "curve of leiden-union: metis" in said
