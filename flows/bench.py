@@ -200,7 +200,10 @@ def _show(console: Console, outcome: dict[str, Any], *, table: str = "rows") -> 
 def _show_partition(console: Console, outcome: dict[str, Any]) -> None:
     several = len({row["seed"] for row in outcome["rows"]}) > 1
     hidden = {"digest", "tolerance", *(() if several else ("seed",))}  # what fits on a terminal
-    rows = [{k: v for k, v in row.items() if k not in hidden} for row in outcome["rows"]]
+    short = {"similarity": "alike", "similarity_spread": "spread"}
+    rows = [
+        {short.get(k, k): v for k, v in row.items() if k not in hidden} for row in outcome["rows"]
+    ]
     _show(console, {**outcome, "rows": rows})
     if outcome["above"]:
         console.print(f"above the curve of leiden-union: {', '.join(outcome['above'])}")
