@@ -89,7 +89,7 @@ def arms_table(results: dict[str, Any]) -> Table:
 
 def figures_table(rows: list[dict[str, Any]]) -> Table:
     """Lay the rows of a measurement out, a column a figure."""
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for place, name in enumerate(rows[0]):
         table.add_column(name.replace("_", " "), justify="right" if place else "left")
     for row in rows:
