@@ -200,7 +200,7 @@ def _show(console: Console, outcome: dict[str, Any], *, table: str = "rows") -> 
 def _show_partition(console: Console, outcome: dict[str, Any]) -> None:
     several = len({row["seed"] for row in outcome["rows"]}) > 1
     hidden = {"digest", "tolerance", *(() if several else ("seed",))}  # what fits on a terminal
-    short = {"similarity": "alike", "similarity_spread": "spread", "exact_k": "exact"}
+    short = {"too_hard": "hard", "similarity": "alike", "similarity_spread": "spread"}
     rows = [
         {short.get(k, k): v for k, v in row.items() if k not in hidden} for row in outcome["rows"]
     ]
