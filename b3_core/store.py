@@ -145,6 +145,25 @@ class ArtifactStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Return every file below the root: path -> what the file system tells of it."""
+        self.fs.invalidate_cache()
+        base = self._path("")
+        return {
+            path.removeprefix(base): info
+            for path, info in self.fs.find(self._base, detail=True).items()
+        }
+
+    def named_files(self, path: str) -> list[str]:
+        """Return the files that the record of the artifact at ``path`` names."""
+        record = self._parse_record(path)
+        return [] if record is None else [entry["path"] for entry in record["files"].values()]
+
+    def remove(self, path: str) -> None:
+        """Delete one file; none is left to delete where another process was faster."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self._path(path))
+
     def local_copy(self, path: str, entry: StoredFile) -> Path:
         """Return a local path for a stored file, fetching it once per machine if it is remote."""
         if self._local:
@@ -214,6 +233,15 @@ class ArtifactStore:
             partial.unlink(missing_ok=True)
 
     def _read_record(self, path: str) -> dict[str, Any] | None:
+        """Return the record of an artifact that is whole."""
+        record = self._parse_record(path)
+        for entry in () if record is None else record["files"].values():
+            stored = self._path(f"{path}/{entry['path']}")
+            if not self.fs.exists(stored) or self.fs.size(stored) != entry["size"]:
+                return None
+        return record
+
+    def _parse_record(self, path: str) -> dict[str, Any] | None:
         folder = self._path(path)
         try:
             self.fs.invalidate_cache(folder)
@@ -231,10 +259,6 @@ class ArtifactStore:
                 expected=f"version {SCHEMA}",
                 remedy="use the b3 version that wrote it, or another store.root",
             )
-        for entry in record["files"].values():
-            stored = f"{folder}/{entry['path']}"
-            if not self.fs.exists(stored) or self.fs.size(stored) != entry["size"]:
-                return None
         return record
 
 

@@ -182,6 +182,43 @@ def verify(
 
 
 @app.command()
+def gc(
+    store: Annotated[str, typer.Argument(help="Folder or s3:// URI of artifacts.")] = ".b3",
+    *,
+    hours: Annotated[float, typer.Option(min=0, help="Age from which a file counts.")] = 24,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; else only list.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """List, or delete, what killed runs left in a store; finished artifacts are never touched."""
+
+    def work() -> dict[str, Any]:
+        from b3_core.garbage import find_orphans, remove  # noqa: PLC0415
+        from b3_core.store import ArtifactStore  # noqa: PLC0415
+
+        artifacts = ArtifactStore(store)
+        orphans = find_orphans(artifacts, older_than=3600 * hours)
+        if delete:
+            remove(artifacts, orphans)
+        return {
+            "orphans": [orphan._asdict() for orphan in orphans],
+            "bytes": sum(orphan.size for orphan in orphans),
+            "deleted": delete,
+        }
+
+    def show(console: Console, outcome: dict[str, Any]) -> None:
+        for orphan in outcome["orphans"]:
+            console.print(f"{orphan['path']}: {orphan['why']}", highlight=False, soft_wrap=True)
+        done = "deleted" if delete else "found; --delete removes them"
+        console.print(
+            f"{len(outcome['orphans'])} orphans, {outcome['bytes']:,} bytes, {done}",
+            highlight=False,
+        )
+
+    run_command(work, as_json=as_json, verbose=verbose, show=show)
+
+
+@app.command()
 def diff(
     before: Annotated[str, typer.Argument(help="A manifest's URI.")],
     after: Annotated[str, typer.Argument(help="Another's, of any store.")],

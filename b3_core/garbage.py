@@ -1,0 +1,86 @@
+"""What killed and failed runs leave in a store: found by age and by what no record names.
+
+    all files -> by artifact -> those that its record does not name, or all if it has none
+              -> drafts and probes
+
+A run that is at work has such files too, so only old ones count. Finished artifacts are never
+touched, whether or not anything still needs them.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from b3_core.store import RECORD, ArtifactStore
+
+_DRAFTS, _PROBE = ".drafts", ".probe-"
+_ADDRESS = 3  # dataset, stage, fingerprint
+
+
+class Orphan(NamedTuple):
+    """A file that nothing refers to."""
+
+    path: str
+    """Below the store's root."""
+    size: int
+    why: str
+
+
+def find_orphans(
+    store: ArtifactStore, *, older_than: float, now: float | None = None
+) -> list[Orphan]:
+    """List the orphans whose last change is more than ``older_than`` seconds ago.
+
+    Parameters
+    ----------
+    now
+        Seconds since the epoch; the present by default.
+
+    Raises
+    ------
+    CorruptArtifactError, InputError
+        A record cannot be read: what its artifact needs is not known.
+    """
+    latest = (time.time() if now is None else now) - older_than
+    files = store.files()
+    return [
+        Orphan(path, int(files[path]["size"]), why)
+        for path, why in sorted(_unnamed(store, files))
+        if _changed(files[path]) < latest
+    ]
+
+
+def remove(store: ArtifactStore, orphans: Sequence[Orphan]) -> None:
+    """Delete orphans, each unless it is gone already."""
+    for orphan in orphans:
+        store.remove(orphan.path)
+
+
+def _unnamed(
+    store: ArtifactStore, files: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    artifacts: dict[str, set[str]] = {}
+    for path in files:
+        parts = path.split("/")
+        if parts[0] == _DRAFTS:
+            yield path, "a draft that was never finished"
+        elif parts[0].startswith(_PROBE):
+            yield path, "a probe of whether the store can be written"
+        elif len(parts) > _ADDRESS and not parts[0].startswith("."):
+            artifacts.setdefault("/".join(parts[:_ADDRESS]), set()).add(path)
+    for folder, found in artifacts.items():
+        if f"{folder}/{RECORD}" not in found:
+            yield from ((path, "its artifact has no record") for path in found)
+            continue
+        named = {f"{folder}/{name}" for name in store.named_files(folder)} | {f"{folder}/{RECORD}"}
+        yield from ((path, "its artifact's record does not name it") for path in found - named)
+
+
+def _changed(info: Mapping[str, Any]) -> float:
+    """Return when a file was changed, as fsspec's file systems say it; now if they do not."""
+    for key in ("mtime", "LastModified", "created"):
+        if key in info:
+            when = info[key]
+            return when.timestamp() if isinstance(when, datetime) else float(when)
+    return time.time()

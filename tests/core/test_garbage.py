@@ -1,0 +1,65 @@
+"""Orphans: only what no record names, and only what is old."""
+
+import time
+import uuid
+
+import pytest
+
+from b3_core.artifacts import Address
+from b3_core.errors import CorruptArtifactError
+from b3_core.garbage import find_orphans, remove
+from b3_core.store import ArtifactStore
+
+ADDRESS = Address("faq", "ranks", "0123456789abcdef0123")
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request, tmp_path):
+    root = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    return ArtifactStore(root)
+
+
+def make(store, address=ADDRESS):
+    with store.draft(address, lineage={}, settings={}) as draft:
+        draft.write_json("deep/a.json", 1)
+
+
+def leave(store, path, content=b"litter"):
+    target = store._path(path)
+    store.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+    store.fs.pipe_file(target, content)
+
+
+LITTER = [
+    "faq/ranks/0123456789abcdef0123/deep/a.000000000000.json",  # a writer that lost the race
+    "faq/graph/ffff/attract.npy",  # killed before its record
+    ".drafts/b3-draft-1/score.npy",
+    ".probe-1",
+]
+
+
+def test_only_what_no_record_names(store):
+    make(store)
+    assert find_orphans(store, older_than=-1) == []
+    for path in LITTER:
+        leave(store, path)
+    leave(store, ".ray/results/x", b"Ray's own")
+    found = find_orphans(store, older_than=-1)
+    assert [orphan.path for orphan in found] == sorted(LITTER)
+    assert {orphan.size for orphan in found} == {6}
+    remove(store, [*found, found[0]])
+    assert find_orphans(store, older_than=-1) == []
+    assert store.get(ADDRESS).path("deep/a.json").read_bytes() == b"1\n"
+
+
+def test_a_run_at_work_is_left_alone(store):
+    leave(store, "faq/graph/ffff/attract.npy")
+    assert find_orphans(store, older_than=3600) == []
+    assert len(find_orphans(store, older_than=3600, now=time.time() + 3700)) == 1
+
+
+def test_a_record_that_cannot_be_read_stops_it(store):
+    make(store)
+    leave(store, f"{ADDRESS.path}/record.json", b"{")
+    with pytest.raises(CorruptArtifactError, match="is no JSON"):
+        find_orphans(store, older_than=-1)
