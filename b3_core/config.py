@@ -270,6 +270,11 @@ class StoreSpec(Spec):
     """Where artifacts live. Credentials come from the environment, never from CONFIG."""
 
     root: str = Field(".b3", description="Local folder or s3://bucket/prefix.")
+    single_writer: bool = Field(
+        False,
+        description="Accept a store that ignores If-None-Match (some S3 servers do); then only one "
+        "run at a time may write to it.",
+    )
 
 
 class ComputeSpec(Spec):
@@ -443,7 +448,7 @@ def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
         )
         for d in spec.datasets
     ]
-    store = StoreSpec(root=absolute_uri(spec.store.root, base))
+    store = spec.store.model_copy(update={"root": absolute_uri(spec.store.root, base)})
     return spec.model_copy(
         update={
             "datasets": tuple(datasets),

@@ -66,18 +66,28 @@ class ArtifactStore:
         """Return the absolute URI of a path below the root."""
         return f"{self.root.rstrip('/')}/{path}"
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, single_writer: bool = False) -> None:
         """Write and remove a small file, so that a bad store is refused before work is done.
+
+        Parameters
+        ----------
+        single_writer
+            Accept a store that overwrites where it was told to create only if absent: there, of two
+            runs at once, the slower would replace what the faster has published.
 
         Raises
         ------
         InputError
-            The store cannot be written.
+            The store cannot be written, or it ignores conditions.
         """
-        probe = self._path(f".probe-{uuid.uuid4().hex}")
+        name = f".probe-{uuid.uuid4().hex}"
+        probe = self._path(name)
         try:
             self.fs.makedirs(self._base, exist_ok=True)
-            self.fs.pipe_file(probe, b"probe")
+            self._create(probe, b"first")
+            with contextlib.suppress(Exception):  # as it should be; what counts is what is there
+                self._create(probe, b"second")
+            conditional = self.fs.cat_file(probe) == b"first"
             self.fs.rm_file(probe)
         except Exception as error:  # botocore, aiohttp and the OS each have their own
             raise InputError(
@@ -85,6 +95,13 @@ class ArtifactStore:
                 expected="a writable folder or bucket",
                 remedy="check the path, its permissions and the AWS_* environment",
             ) from error
+        if not (conditional or single_writer):
+            raise InputError(
+                f"store.root {self.root} overwrites objects that it was told to create if absent",
+                expected="a store that honours If-None-Match, so that two runs cannot collide",
+                remedy="use another store, or see to it that one run writes at a time and set "
+                "store.single_writer: true",
+            )
 
     def find(self, address: Address) -> Artifact | None:
         """Return the artifact if it is whole, else None."""
@@ -203,6 +220,8 @@ class ArtifactStore:
         """
         target = self._path(f"{address.path}/{RECORD}")
         body = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
+        if self._read_record(address.path) is not None:
+            return  # decides nothing between two at once, but a store may ignore the condition
         try:
             self._create(target, body)
         except Exception:

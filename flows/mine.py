@@ -24,7 +24,7 @@ def mine(spec: PipelineSpec) -> outcome.Outcome:
     Work that the store holds is not done again, and Ray is started only if a shard is missing.
     """
     store = ArtifactStore(spec.store.root)
-    store.check_writable()
+    store.check_writable(single_writer=spec.store.single_writer)
     plan = plan_of(spec, store)
     with session(spec.compute) as ray:
         for vectors in plan.vectors:

@@ -99,39 +99,80 @@ def b3(prefect_home):
     return run
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(command, port, **options):
+    """Run a server until the block ends; it begins when the port answers."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, **quiet, **options)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def use_s3(monkeypatch, url, key="testing", secret="testing"):
+    """Let the environment lead to a server."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """Moto's S3 server on a loopback port, as a process of its own; yields its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            break
-        time.sleep(0.1)
-    yield url
-    server.kill()
-    server.wait()
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with serving(command, port) as url:
+        yield url
 
 
 @pytest.fixture
 def s3_bucket(s3_server, monkeypatch):
     """A bucket on the server, and the environment that leads to it; yields its URI."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
+    use_s3(monkeypatch, s3_server)
     bucket = f"b3-{uuid.uuid4().hex[:12]}"
     s3fs.S3FileSystem().call_s3("create_bucket", Bucket=bucket)
     yield f"s3://{bucket}"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def gateway_server(tmp_path_factory):
+    """JuiceFS's S3 gateway over a local folder: a durable server, which ignores If-None-Match."""
+    folder = tmp_path_factory.mktemp("gateway")
+    juicefs = Path(sys.executable).with_name("juicefs")
+    meta = f"sqlite3://{folder}/meta.db"
+    subprocess.run(
+        [juicefs, "format", meta, "b3-gateway", "--storage", "file", "--bucket", f"{folder}/data/"],
+        check=True,
+        capture_output=True,
+    )
+    port = free_port()
+    owner = {**os.environ, "MINIO_ROOT_USER": "testing", "MINIO_ROOT_PASSWORD": "testing1"}
+    gateway = [juicefs, "gateway", meta, f"127.0.0.1:{port}", "--no-usage-report"]
+    with serving(gateway, port, env=owner, cwd=folder) as url:
+        yield url
+
+
+@pytest.fixture
+def gateway_bucket(gateway_server, monkeypatch):
+    """The gateway's bucket, and the environment that leads to it; yields its URI."""
+    use_s3(monkeypatch, gateway_server, secret="testing1")
+    yield "s3://b3-gateway"
     s3fs.S3FileSystem.clear_instance_cache()

@@ -20,11 +20,15 @@ def publish(store, body=b"hello", address=ADDRESS):
     return store.get(address)
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+BUCKETS = {"s3": "s3_bucket", "gateway": "gateway_bucket"}
+
+
+@pytest.fixture(params=["local", "memory", *BUCKETS])
 def store(request, tmp_path):
     """The same contract for every kind of store."""
-    if request.param == "s3":
-        return ArtifactStore(f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}")
+    if request.param in BUCKETS:
+        bucket = request.getfixturevalue(BUCKETS[request.param])
+        return ArtifactStore(f"{bucket}/{tmp_path.name}")
     root = str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
     return ArtifactStore(root)
 
@@ -112,6 +116,16 @@ def test_an_artifact_opens_by_its_uri(store):
 def test_a_store_travels_without_its_connections(store):
     publish(store)
     assert pickle.loads(pickle.dumps(store)).get(ADDRESS).counts == {"bytes": 5}
+
+
+def test_a_store_that_ignores_conditions_is_refused_unless_one_run_writes(store, request):
+    if "gateway" in request.node.name:
+        with pytest.raises(InputError, match="overwrites objects .*single_writer: true"):
+            store.check_writable()
+    else:
+        store.check_writable()
+    store.check_writable(single_writer=True)
+    assert store.files() == {}
 
 
 def test_a_store_that_cannot_be_written_is_refused(tmp_path):
