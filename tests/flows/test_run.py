@@ -98,6 +98,21 @@ def test_data_and_store_in_s3_give_the_batches_of_local_ones(b3, write_config, t
     assert record["files"]["batches.parquet"] == local["files"]["batches.parquet"]
 
 
+@pytest.mark.slow
+def test_a_gateway_that_ignores_conditions_serves_one_writer(b3, write_config, gateway_bucket):
+    root = f"{gateway_bucket}/store"
+    refused = b3("mine", write_config(store={"root": root}), check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().splitlines()[-1].endswith("store.single_writer: true")
+    config = write_config(store={"root": root, "single_writer": True}, arms=["b3"])
+    uri = json.loads(b3("mine", config, "--json").stdout)["manifest"]
+    assert b3("verify", uri).stdout.startswith("sound: ")
+    found = json.loads(b3("gc", root, "--hours", "0", "--json").stdout)
+    assert found == {"orphans": [], "bytes": 0, "deleted": False, "seconds": {}}
+    compared = json.loads(b3("diff", uri, uri, "--json").stdout)
+    assert compared["datasets"]["faq"]["communities"]["partners_kept"] == 1.0
+
+
 def test_classification_is_mined_by_labels(b3, write_config, tmp_path):
     """Positives are label texts: no row meets its own label in a community of mined rows."""
     rng = np.random.default_rng(0)
