@@ -9,7 +9,8 @@ community, B rows a batch)::
     Pairs (embed, pairs)      the user's parquet files    rows with keys and groups; rows held out
     Shard (embed, teacher)    rows                        unit vectors of a few thousand rows
     Vectors (embed)           shards                      query_ND, positive_ND
-    Ranks (mine, neighbours)  vectors                     neighbour_NM: best positives a query
+    Ranks (ranking,           vectors                     neighbour_NM: best positives a query
+      neighbours)
     Graph (mine, graph)       ranks                       CSR: window edges, and too-hard edges
     Communities (mine,        graph                       label_N: communities of exactly K rows
       communities, balance)
@@ -22,5 +23,6 @@ community, B rows a batch)::
     Results (learn,           evaluations                 arms side by side, with intervals
       evaluate.compare)
 
-``plan`` works all addresses out beforehand; ``config`` says what a user may ask for.
+Where a curriculum says ``refresh``, the student is the next teacher and the middle runs again: a
+leg of the plan. ``plan`` works all addresses out beforehand; ``config`` says what one may ask for.
 """

@@ -170,6 +170,10 @@ class Phase(Spec):
     )
     k: int | None = Field(None, ge=2, description="Rows in a community, instead of mining.k.")
     repulsion: float | None = Field(None, ge=0, description="Instead of mining.repulsion.")
+    refresh: bool = Field(
+        False,
+        description="Mine anew before this phase, with the student so far as the teacher.",
+    )
 
 
 class BatchSpec(Spec):
@@ -196,6 +200,16 @@ class BatchSpec(Spec):
         """Epochs of all phases."""
         return round(sum(phase.epochs for phase in self.curriculum))
 
+    @property
+    def legs(self) -> "list[Self]":
+        """Return the curriculum in pieces that are mined one after the other: cut at refreshes."""
+        pieces: list[list[Phase]] = []
+        for phase in self.curriculum:
+            if phase.refresh or not pieces:
+                pieces.append([])
+            pieces[-1].append(phase.model_copy(update={"refresh": False}))
+        return [self.model_copy(update={"curriculum": tuple(piece)}) for piece in pieces]
+
     def segments(self) -> list[list[tuple[float, Phase]]]:
         """Cut the phases at the ends of epochs.
 
@@ -220,6 +234,11 @@ class BatchSpec(Spec):
         total = sum(phase.epochs for phase in self.curriculum)
         if self.epochs < 1 or abs(total - self.epochs) > _SLIVER:
             raise ValueError(f"the phases last {total:g} epochs, not a whole number")
+        if self.curriculum[0].refresh:
+            raise ValueError("the first phase cannot refresh: there is no student yet to mine with")
+        for leg in self.legs:
+            if abs(leg.epochs - sum(phase.epochs for phase in leg.curriculum)) > _SLIVER:
+                raise ValueError("a phase that refreshes starts inside an epoch, not at its start")
         for epoch, segments in enumerate(self.segments()):
             mined = {(phase.k, phase.repulsion) for _, phase in segments if phase.random_share < 1}
             if len(mined) > 1:

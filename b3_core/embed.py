@@ -8,12 +8,12 @@ pairs, so a copy of the data elsewhere, or a file rewritten with the same rows, 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from b3_core import pairs, teacher
 from b3_core.artifacts import Address, Artifact, Draft
-from b3_core.config import DatasetSpec, EvalSpec, TeacherSpec
+from b3_core.config import DatasetSpec, EvalSpec, TeacherSpec, TrainSpec
 from b3_core.errors import InputError
 from b3_core.progress import Progress, silent
 from b3_core.stage import Stage
@@ -105,6 +105,8 @@ class Shard(DatasetStage):
     start: int
     stop: int
     content: str
+    student: Address | None = None
+    """A student of this store that is the teacher here, instead of ``teacher_spec.model``."""
     name: ClassVar[str] = "shard"
     version: ClassVar[int] = teacher.VERSION
 
@@ -117,7 +119,8 @@ class Shard(DatasetStage):
         return {"weights": self.weights, "rows": self.content}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        self.embed(teacher.Teacher(self.teacher_spec), self.ref.table(store), draft, progress)
+        encoder = _load_teacher(store, self.teacher_spec, self.student)
+        self.embed(encoder, self.ref.table(store), draft, progress)
 
     def embed(
         self,
@@ -141,9 +144,9 @@ class Shard(DatasetStage):
 class ShardWorker:
     """The Ray actor of the teacher: loads it once, then embeds any shard it is handed."""
 
-    def __init__(self, spec: TeacherSpec, root: str) -> None:
+    def __init__(self, spec: TeacherSpec, root: str, student: Address | None = None) -> None:
         self.store = ArtifactStore(root)
-        self.encoder = teacher.Teacher(spec)
+        self.encoder = _load_teacher(self.store, spec, student)
         self._table: tuple[Address, pairs.PairTable] | None = None
 
     def run(self, shard: Shard) -> None:
@@ -179,6 +182,22 @@ class Vectors(DatasetStage):
         )
         return cls(ref, spec, weights, shards)
 
+    def by_student(self, student: Address, train: TrainSpec) -> Self:
+        """Return the same rows as a student of the store embeds them, with its own prompts."""
+        spec = TeacherSpec(
+            model="student",
+            query_prompt=train.query_prompt,
+            positive_prompt=train.positive_prompt,
+            max_length=train.max_length,
+            precision=train.precision,
+        )
+        weights = student.fingerprint
+        shards = tuple(
+            replace(shard, teacher_spec=spec, weights=weights, student=student)
+            for shard in self.shards
+        )
+        return replace(self, teacher_spec=spec, weights=weights, shards=shards)
+
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         return _teacher_settings(self.teacher_spec)
@@ -209,6 +228,16 @@ def check_rows(ref: PairsRef, *, k: int, batch_size: int) -> None:
             expected=f"at least {need} (mining.k = {k}, batches.batch_size = {batch_size})",
             remedy="add rows, or set smaller mining.k and batches.batch_size",
         )
+
+
+def _load_teacher(
+    store: ArtifactStore, spec: TeacherSpec, student: Address | None
+) -> teacher.Teacher:
+    if student is None:
+        return teacher.Teacher(spec)
+    with store.get(student).folder("model") as folder:
+        own = spec.model_copy(update={"model": str(folder), "revision": None})
+        return teacher.Teacher(own)
 
 
 def _teacher_settings(spec: TeacherSpec) -> dict[str, Any]:

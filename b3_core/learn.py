@@ -3,6 +3,7 @@
 ManifestOf (arm, seed) -> Student -> Evaluation -> Results (all arms and seeds)
 """
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -32,19 +33,32 @@ class Student(Stage):
     manifest: ManifestOf
     train: TrainSpec
     initial: str
+    before: "Student | None" = None
+    """The student that this one goes on from, after a new mining."""
+    span: tuple[float, float] = (0.0, 1.0)
+    """Which part of the whole training this is."""
     name: ClassVar[str] = "student"
     # train's own version would import torch here; bump this one with it.
     version: ClassVar[int] = 1000 * packaged.VERSION + 3
 
     @classmethod
-    def of(cls, manifest: ManifestOf, train: TrainSpec) -> Self:
+    def of(
+        cls,
+        manifest: ManifestOf,
+        train: TrainSpec,
+        *,
+        before: "Student | None" = None,
+        span: tuple[float, float] = (0.0, 1.0),
+    ) -> Self:
         """Identify the weights that training starts from."""
         initial = "random"
-        if train.student == "tokens":  # the packaged model's token vectors
+        if before is not None:
+            initial = "student:" + before.address.fingerprint
+        elif train.student == "tokens":  # the packaged model's token vectors
             initial = "tokens:" + teacher.weights_of("minilm", None)
         elif train.student != "static":
             initial = teacher.weights_of(train.student, train.revision)
-        return cls(manifest, train, initial)
+        return cls(manifest, train, initial, before, span)
 
     @property
     def dataset(self) -> str:  # noqa: D102 - the base class says it
@@ -55,6 +69,7 @@ class Student(Stage):
         return {
             **self.train.model_dump(exclude={"student", "revision"}),
             "seed": self.manifest.seed,
+            **({} if self.span == (0.0, 1.0) else {"span": list(self.span)}),
         }
 
     @property
@@ -65,19 +80,28 @@ class Student(Stage):
         from b3_core.train import train_student  # noqa: PLC0415 - imports torch
 
         manifest = Manifest.load(store.get(self.manifest.address))
-        result = train_student(
-            [ref.table(store) for ref in self.manifest.refs],
-            manifest.plan,
-            self.train,
-            seed=self.manifest.seed,
-            output=draft.path("model"),
-            progress=progress,
-        )
+        with contextlib.ExitStack() as stack:
+            initial = None
+            done = {"steps": 0, "examples_seen": 0, "train_seconds": 0.0}
+            if self.before is not None:
+                trained = store.get(self.before.address)
+                initial = stack.enter_context(trained.folder("model"))
+                done = {name: trained.counts[name] for name in done}
+            result = train_student(
+                [ref.table(store) for ref in self.manifest.refs],
+                manifest.plan,
+                self.train,
+                seed=self.manifest.seed,
+                output=draft.path("model"),
+                initial=initial,
+                span=self.span,
+                progress=progress,
+            )
         draft.write_json("loss.json", [list(point) for point in result.loss])
-        draft.counts |= {
-            "steps": result.steps,
-            "examples_seen": result.examples_seen,
-            "train_seconds": round(result.seconds, 2),
+        draft.counts |= {  # of all its training, the parts before this one included
+            "steps": done["steps"] + result.steps,
+            "examples_seen": done["examples_seen"] + result.examples_seen,
+            "train_seconds": round(done["train_seconds"] + result.seconds, 2),
             "last_loss": result.loss[-1][1] if result.loss else None,
         }
 

@@ -123,6 +123,8 @@ class ManifestOf(Stage):
     mining: MiningSpec
     batching: BatchSpec
     seed: int
+    leg: int = 0
+    """Of a curriculum that is mined anew on the way: which mining this is."""
     name: ClassVar[str] = "manifest"
     version: ClassVar[int] = 10_000 * manifest.VERSION + 100 * batches.VERSION + negatives.VERSION
 
@@ -137,11 +139,15 @@ class ManifestOf(Stage):
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
+        batches = self.batching.model_dump(
+            mode="json", exclude={"curriculum": {"__all__": {"refresh"}}}
+        )
         return {
             "mining": self.mining.model_dump(),
-            "batches": self.batching.model_dump(mode="json"),
+            "batches": batches,
             "weights": [ref.spec.weight for ref in self.refs],
             "seed": self.seed,
+            **({"leg": self.leg} if self.leg else {}),
         }
 
     @property
@@ -177,7 +183,7 @@ class ManifestOf(Stage):
             ],
             group_of=[table.group_N for table in tables],
             spec=self.batching,
-            rng=generator(self.seed, "batches"),
+            rng=generator(self.seed, f"batches {self.leg}" if self.leg else "batches"),
             variant_of=self.variant_of,
             weight_of=[ref.spec.weight for ref in self.refs],
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from b3_core.config import BatchSpec, MiningSpec, PipelineSpec
+from b3_core.config import BatchSpec, MiningSpec, PipelineSpec, TrainSpec
 from b3_core.embed import PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Results, Student
 from b3_core.mine import Communities, Graph, ManifestOf
@@ -18,21 +18,32 @@ from b3_core.store import ArtifactStore
 
 _S = TypeVar("_S", bound=Stage)
 
+Key = tuple[str, int]
+"""(arm, seed)."""
+
 
 @dataclass(frozen=True)
-class Plan:
-    """The stages of one CONFIG, each stage once.
+class Leg:
+    """What is mined and trained before the next refresh, each stage once.
 
-    ``manifests``, ``students`` and ``evaluations`` are keyed by (arm, seed), arms first.
+    The first leg has every arm and seed, arms first; a later one those whose curriculum has a
+    phase with ``refresh``, whose teachers are the students of the leg before.
     """
 
     vectors: tuple[Vectors, ...]
     ranks: tuple[Ranking, ...]
     graphs: tuple[Graph, ...]
     communities: tuple[Communities, ...]
-    manifests: dict[tuple[str, int], ManifestOf]
-    students: dict[tuple[str, int], Student]
-    evaluations: dict[tuple[str, int], Evaluation]
+    manifests: dict[Key, ManifestOf]
+    students: dict[Key, Student]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of one CONFIG: legs in the order of their making, then what judges them."""
+
+    legs: tuple[Leg, ...]
+    evaluations: dict[Key, Evaluation]
     results: Results
 
     @classmethod
@@ -52,41 +63,98 @@ class Plan:
         for ref in refs:
             check_rows(ref, k=largest, batch_size=batch_size)
             vectors.append(Vectors.of(store, ref, spec.teacher, spec.compute.shard_rows))
-        ranks = {
-            name: [ranking_of(made.ref, made.address, mining, among=minings) for made in vectors]
-            for name, (mining, _) in arms.items()
+        ways = {
+            (arm, seed): _Way(spec.name, *arms[arm], seed, spec.train).go(vectors, minings)
+            for arm in spec.arm_names
+            for seed in spec.seeds
         }
-        keys: list[tuple[str, int]] = [(arm, seed) for arm in spec.arm_names for seed in spec.seeds]
-        manifests = {
-            (arm, seed): _manifest(spec.name, arms[arm], seed, ranks[arm]) for arm, seed in keys
-        }
-        students = {key: Student.of(made, spec.train) for key, made in manifests.items()}
-        evaluations = {key: Evaluation(made, spec.evaluate) for key, made in students.items()}
-        parts = [p for made in manifests.values() for variants in made.partitions for p in variants]
+        longest = max(len(way) for way in ways.values())
+        final = {key: way[-1].student for key, way in ways.items()}
+        evaluations = {key: Evaluation(made, spec.evaluate) for key, made in final.items()}
         return cls(
-            vectors=tuple(vectors),
-            ranks=tuple(_once(table for tables in ranks.values() for table in tables)),
-            graphs=tuple(_once(part.graph for part in parts)),
-            communities=tuple(_once(parts)),
-            manifests=manifests,
-            students=students,
+            legs=tuple(
+                _leg({key: way[n] for key, way in ways.items() if n < len(way)})
+                for n in range(longest)
+            ),
             evaluations=evaluations,
             results=Results(tuple((arm, made) for (arm, _), made in evaluations.items())),
         )
 
+    @property
+    def manifests(self) -> list[ManifestOf]:
+        """All of them, leg by leg."""
+        return [made for leg in self.legs for made in leg.manifests.values()]
 
-def _manifest(
-    pipeline: str, arm: tuple[MiningSpec, BatchSpec], seed: int, ranks: Sequence[Ranking]
-) -> ManifestOf:
-    mining, batches = arm
-    partitions = tuple(
-        tuple(
-            Communities(table.ref, Graph(table.ref, table, variant), variant, seed)
-            for variant in mining.variants(batches)
+    @property
+    def students(self) -> list[Student]:
+        """All of them, leg by leg; the last of each arm and seed is evaluated."""
+        return [made for leg in self.legs for made in leg.students.values()]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One leg of one arm and seed."""
+
+    vectors: Sequence[Vectors]
+    manifest: ManifestOf
+    student: Student
+
+
+@dataclass(frozen=True)
+class _Way:
+    """From the teacher's vectors to the final student of one arm and seed."""
+
+    pipeline: str
+    mining: MiningSpec
+    batches: BatchSpec
+    seed: int
+    train: TrainSpec
+
+    def go(self, vectors: Sequence[Vectors], minings: Sequence[MiningSpec]) -> list[_Step]:
+        """Plan leg by leg; ``minings`` are those of all arms, which share the first ranks."""
+        steps: list[_Step] = []
+        done = 0
+        for leg, batches in enumerate(self.batches.legs):
+            before = steps[-1].student if steps else None
+            if before is not None:
+                vectors = [made.by_student(before.address, self.train) for made in vectors]
+            ranks = [
+                ranking_of(made.ref, made.address, self.mining, among=() if leg else minings)
+                for made in vectors
+            ]
+            manifest = self._manifest(ranks, batches, leg)
+            span = done / self.batches.epochs, (done + batches.epochs) / self.batches.epochs
+            student = Student.of(manifest, self.train, before=before, span=span)
+            steps.append(_Step(vectors, manifest, student))
+            done += batches.epochs
+        return steps
+
+    def _manifest(self, ranks: Sequence[Ranking], batches: BatchSpec, leg: int) -> ManifestOf:
+        partitions = tuple(
+            tuple(
+                Communities(table.ref, Graph(table.ref, table, variant), variant, self.seed)
+                for variant in self.mining.variants(batches)
+            )
+            for table in ranks
         )
-        for table in ranks
+        return ManifestOf(self.pipeline, partitions, self.mining, batches, self.seed, leg)
+
+
+def _leg(steps: dict[Key, _Step]) -> Leg:
+    parts = [
+        part
+        for step in steps.values()
+        for variants in step.manifest.partitions
+        for part in variants
+    ]
+    return Leg(
+        vectors=tuple(_once(made for step in steps.values() for made in step.vectors)),
+        ranks=tuple(_once(part.graph.ranks for part in parts)),
+        graphs=tuple(_once(part.graph for part in parts)),
+        communities=tuple(_once(parts)),
+        manifests={key: step.manifest for key, step in steps.items()},
+        students={key: step.student for key, step in steps.items()},
     )
-    return ManifestOf(pipeline, partitions, mining, batches, seed)
 
 
 def _once(stages: Iterable[_S]) -> list[_S]:

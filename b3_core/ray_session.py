@@ -93,11 +93,15 @@ class RaySession:
         return os.cpu_count() or 1
 
     def pool(self, cls: type, *args: Any, **kwargs: Any) -> ActorPool:
-        """Return the pool of actors made by ``cls(*args, **kwargs)``, started once a session."""
+        """Return the pool of actors made by ``cls(*args, **kwargs)``, started if it is not there.
+
+        The one before it ends: idle actors hold cores that the new ones wait for.
+        """
         ray = self._open()
         key = repr((cls, args, sorted(kwargs.items())))
         with self._lock:
             if key not in self._pools:
+                self._pools.clear()
                 remote = ray.remote(
                     num_cpus=1,
                     num_gpus=self.compute.gpus_per_worker,

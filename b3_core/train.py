@@ -12,7 +12,7 @@ Legend: S batches, B rows of a batch.
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,8 @@ def train_student(
     *,
     seed: int,
     output: Path,
+    initial: Path | None = None,
+    span: tuple[float, float] = (0.0, 1.0),
     progress: Progress = silent,
 ) -> TrainResult:
     """Train on every batch of the plan, in its order, and save the model into ``output``.
@@ -91,6 +93,11 @@ def train_student(
         weights, bit for bit; global random states are put back afterwards.
     output
         Folder for ``SentenceTransformer(output)``; nothing else is written.
+    initial
+        Folder of the model to go on with, instead of ``spec.student``.
+    span
+        Which part of the whole training this is, of 0 to 1: the learning rate goes on from where
+        the part before it ended. The optimizer's moments begin anew.
     progress
         Told the steps done.
 
@@ -102,11 +109,12 @@ def train_student(
         The loss became infinite or NaN; the step is named.
     """
     with _seeded(seed), _no_bars():
-        model = build_student(spec, seed=seed)
+        model = build_student(spec, seed=seed, initial=initial)
         static = is_static(model)
         with _threads(1 if static else torch.get_num_threads()):
             started = time.monotonic()
             trainer = _trainer(model, spec, pairs=pairs, plan=plan, seed=seed, output=output)
+            trainer.rate_factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)
             watch = _Watch(trainer, progress)
             trainer.add_callback(watch)
             trainer.train()
@@ -116,12 +124,17 @@ def train_student(
     return TrainResult(len(plan.row_SB), plan.row_SB.size, seconds, watch.curve)
 
 
-def build_student(spec: TrainSpec, *, seed: int) -> SentenceTransformer:
+def build_student(
+    spec: TrainSpec, *, seed: int, initial: Path | None = None
+) -> SentenceTransformer:
     """Return the student before training; only ``static`` starts from random weights.
 
-    Its prompts are saved with it, as ``query`` and ``document``.
+    Its prompts are saved with it, as ``query`` and ``document``. ``initial`` is the folder of one
+    that was trained before.
     """
-    if spec.student == "static":
+    if initial is not None:
+        model = teacher.load_model(str(initial), revision=None)
+    elif spec.student == "static":
         model = packaged.static_student(spec.dim, seed)
     elif spec.student == "tokens":
         model = packaged.token_student()
@@ -139,10 +152,24 @@ def build_student(spec: TrainSpec, *, seed: int) -> SentenceTransformer:
 class _Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
     """The trainer without what a plan has no use for, keeping the loss of every step."""
 
+    rate_factor: Callable[[int], float]
+    lr_scheduler: Any
+
     def __init__(self, **settings: Any) -> None:
         self.step_losses: list[torch.Tensor] = []
         super().__init__(**settings)
         self.remove_callback(PrinterCallback)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LambdaLR:
+        """Follow ``rate_factor``, which may begin in the middle of a longer training."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, self.rate_factor
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def compute_loss(self, *args: Any, **settings: Any) -> Any:
         loss = super().compute_loss(*args, **settings)
@@ -227,13 +254,11 @@ def _arguments(
     model: SentenceTransformer, spec: TrainSpec, *, plan: BatchPlan, seed: int, output: Path
 ) -> SentenceTransformerTrainingArguments:
     static = is_static(model)
-    steps, rows = plan.row_SB.shape
+    rows = plan.row_SB.shape[1]
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(output),
         num_train_epochs=1,  # the sampler goes through all epochs of the plan in one pass
         learning_rate=spec.learning_rate or _rate(model, spec, rows=rows),
-        lr_scheduler_type="linear",
-        warmup_steps=round(spec.warmup_ratio * steps),
         optim="adamw_torch",
         max_grad_norm=0.0 if static else 1.0,
         prompts={"query": spec.query_prompt, "positive": spec.positive_prompt},
@@ -262,6 +287,22 @@ def _rate(model: SentenceTransformer, spec: TrainSpec, *, rows: int) -> float:
     else:
         kind = "random" if spec.student == "static" else "static"
     return _RATE[kind] * math.sqrt(rows / _RATE_ROWS)
+
+
+def _schedule(steps: int, warmup_ratio: float, span: tuple[float, float]) -> Callable[[int], float]:
+    """Return the learning rate's factor by step: linear up, then linear down to 0 at the end.
+
+    The steps are those of one ``span`` of the whole training.
+    """
+    start, stop = span
+    whole = round(steps / (stop - start))
+    before, warm = round(start * whole), round(warmup_ratio * whole)
+
+    def factor(step: int) -> float:
+        at = before + step
+        return at / max(1, warm) if at < warm else max(0.0, (whole - at) / max(1, whole - warm))
+
+    return factor
 
 
 def _check_backend() -> None:

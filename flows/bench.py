@@ -68,12 +68,12 @@ def partition(
         spec = demo_config(corpus, pairs, store, settings)
         run_flow("mine", spec)
         artifacts = ArtifactStore(spec.store.root)
-        plan = Plan.of(spec, outcome.refs(spec, artifacts), artifacts)
+        (leg,) = Plan.of(spec, outcome.refs(spec, artifacts) or (), artifacts).legs
         with reporting.step("partition") as progress:
             found = bench_partition(
-                pairs=artifacts.get(plan.ranks[0].ref.address).uri,
-                ranks=artifacts.get(plan.ranks[0].address).uri,
-                vectors=artifacts.get(plan.vectors[0].address).uri,
+                pairs=artifacts.get(leg.ranks[0].ref.address).uri,
+                ranks=artifacts.get(leg.ranks[0].address).uri,
+                vectors=artifacts.get(leg.vectors[0].address).uri,
                 mining=spec.mining,
                 seeds=range(seeds),
                 only=method,

@@ -8,7 +8,8 @@ from b3_core.config import PipelineSpec
 from b3_core.ray_session import session
 from b3_core.store import ArtifactStore
 from flows import outcome
-from flows.train import mined_plan, train
+from flows.mine import plan_of
+from flows.train import train
 from tasks import reporting
 from tasks.artifacts import publish_results
 from tasks.stages import evaluate_student, run_stage
@@ -22,8 +23,8 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
     """
     store = ArtifactStore(spec.store.root)
     with session(spec.compute) as ray:
-        plan = mined_plan(spec, store)
-        if any(store.find(student.address) is None for student in plan.students.values()):
+        plan = plan_of(spec, store)
+        if any(store.find(student.address) is None for student in plan.students):
             train(spec)
         missing = {
             key: evaluation

@@ -18,25 +18,28 @@ from tasks.stages import embed_shard, read_pairs, run_stage
 
 
 @flow(name="mine", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
-def mine(spec: PipelineSpec) -> outcome.Outcome:
+def mine(spec: PipelineSpec, leg: int = 0) -> outcome.Outcome:
     """Mine every arm and seed of CONFIG; return the URIs of the ``manifests``.
 
     Work that the store holds is not done again, and Ray is started only if a shard is missing.
+    Where a curriculum has a phase with ``refresh``, this is the mining before it (leg 0); those
+    after it need the students so far, and ``train`` asks for them.
     """
     store = ArtifactStore(spec.store.root)
     store.check_writable(single_writer=spec.store.single_writer)
     plan = plan_of(spec, store)
+    now = plan.legs[leg]
     with session(spec.compute) as ray:
-        for vectors in plan.vectors:
+        for vectors in now.vectors:
             if store.find(vectors.address) is None:
                 _embed(vectors, ray, store)
         # One after another: each uses all cores, and igraph's random generator is global.
         for stage in itertools.chain(
-            plan.ranks, plan.graphs, plan.communities, plan.manifests.values()
+            now.ranks, now.graphs, now.communities, now.manifests.values()
         ):
             if store.find(stage.address) is None:
                 run_stage(stage, store)
-    publish_manifests({key: store.get(made.address) for key, made in plan.manifests.items()})
+    publish_manifests({key: store.get(made.address) for key, made in now.manifests.items()})
     return outcome.mined(plan, store)
 
 

@@ -17,13 +17,14 @@ Outcome = dict[str, Any]
 
 
 def mined(plan: Plan, store: ArtifactStore) -> Outcome:
-    """Return the URIs of the ``manifests``, arms first."""
-    return {"manifests": _uris(plan.manifests.values(), store)}
+    """Return the URIs of the first leg's ``manifests``, arms first."""
+    return {"manifests": _uris(plan.legs[0].manifests.values(), store)}
 
 
 def trained(plan: Plan, store: ArtifactStore) -> Outcome:
-    """Return the URIs of the ``students``, arms first."""
-    return {"students": _uris(plan.students.values(), store)}
+    """Return the URIs of the final ``students``, arms first, and of all legs' ``manifests``."""
+    final = [evaluation.student for evaluation in plan.evaluations.values()]
+    return {"manifests": _uris(plan.manifests, store), "students": _uris(final, store)}
 
 
 def evaluated(plan: Plan, store: ArtifactStore) -> Outcome:
@@ -33,7 +34,7 @@ def evaluated(plan: Plan, store: ArtifactStore) -> Outcome:
 
 def whole(plan: Plan, store: ArtifactStore) -> Outcome:
     """Return everything the three flows return."""
-    return {**evaluated(plan, store), **mined(plan, store), **trained(plan, store)}
+    return {**evaluated(plan, store), **trained(plan, store)}
 
 
 OF_FLOW: dict[str, Callable[[Plan, ArtifactStore], Outcome]] = {
@@ -52,10 +53,10 @@ def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
         return None
     plan = Plan.of(spec, read, store)
     needed: dict[str, Iterable[Stage]] = {
-        "mine": plan.manifests.values(),
-        "train": [*plan.manifests.values(), *plan.students.values()],
+        "mine": plan.legs[0].manifests.values(),
+        "train": [*plan.manifests, *plan.students],
         "evaluate": [plan.results],
-        "pipeline": [*plan.manifests.values(), *plan.students.values(), plan.results],
+        "pipeline": [*plan.manifests, *plan.students, plan.results],
     }
     if any(store.find(stage.address) is None for stage in needed[flow]):
         return None

@@ -42,7 +42,7 @@ def run_stage(stage: Stage, store: ArtifactStore) -> None:
 )
 def embed_shard(shard: Shard, session: RaySession, root: str) -> None:
     """Have a warm teacher embed one shard."""
-    session.pool(ShardWorker, shard.teacher_spec, root).call("run", shard)
+    session.pool(ShardWorker, shard.teacher_spec, root, shard.student).call("run", shard)
 
 
 @task(name="train", cache_policy=NO_CACHE)

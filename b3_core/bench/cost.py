@@ -22,7 +22,7 @@ _LEAST_MB = 20.0
 
 
 def cost_rows(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
-    """Read the records of a plan with one dataset.
+    """Read the records of a plan with one dataset and without a refresh.
 
     Returns
     -------
@@ -31,15 +31,16 @@ def cost_rows(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
         whichever process made them; ``peak_mb``, the most resident in one process; ``above_mb``,
         the most by which that rose above what was resident when the stage began.
     """
-    rows = plan.vectors[0].ref.rows
+    (leg,) = plan.legs
+    rows = leg.vectors[0].ref.rows
     stages: dict[str, Iterable[Stage]] = {
-        "shards": plan.vectors[0].shards,
-        "embeddings": plan.vectors,
-        "ranks": plan.ranks,
-        "graph": plan.graphs,
-        "communities": plan.communities,
-        "manifest": plan.manifests.values(),
-        "student": plan.students.values(),
+        "shards": leg.vectors[0].shards,
+        "embeddings": leg.vectors,
+        "ranks": leg.ranks,
+        "graph": leg.graphs,
+        "communities": leg.communities,
+        "manifest": plan.manifests,
+        "student": plan.students,
         "evaluation": plan.evaluations.values(),
     }
     found = []

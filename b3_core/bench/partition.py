@@ -157,10 +157,18 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes = figure.add_subplot(xlabel="too-hard partners a row", ylabel="window partners a row")
     ours = sorted((row["too_hard"], row["window"]) for row in rows if is_ours(row["method"]))
     axes.plot(*zip(*ours, strict=True), "o-", label="leiden-union, repulsion 5 to 0")
-    for name in dict.fromkeys(row["method"] for row in rows if not is_ours(row["method"])):
-        points = [(row["too_hard"], row["window"]) for row in rows if row["method"] == name]
-        axes.plot(*zip(*points, strict=True), "s", color="0.45", markersize=5)
-        axes.annotate(name, points[0], xytext=(5, -4), textcoords="offset points", fontsize=8)
+    peers = {row["method"]: row for row in rows if not is_ours(row["method"])}
+    most = [max(row[axis] for row in rows) for axis in AXES]
+    for name, row in peers.items():
+        x, y = (row[axis] for axis in AXES)
+        axes.plot(x, y, "s", color="0.45", markersize=5)
+        beside = [
+            other
+            for other in peers.values()
+            if 0 < other["too_hard"] - x < most[0] / 8 and abs(other["window"] - y) < most[1] / 30
+        ]
+        side = {"xytext": (-5, -4), "ha": "right"} if beside else {"xytext": (5, -4)}
+        axes.annotate(name, (x, y), textcoords="offset points", fontsize=8, **side)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower right")

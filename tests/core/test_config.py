@@ -53,6 +53,11 @@ def test_a_teacher_may_be_just_its_name(config):
         (LEAST + "batches: {batch_size: 100}\n", "100, which is no multiple of k = 32"),
         (LEAST + "batches: {curriculum: [{k: 24}]}\n", "64, which is no multiple of k = 24"),
         (LEAST + "batches: {curriculum: [{epochs: 1.5}]}\n", "1.5 epochs, not a whole number"),
+        (LEAST + "batches: {curriculum: [{refresh: true}]}\n", "first phase cannot refresh"),
+        (
+            LEAST + "batches: {curriculum: [{epochs: 0.5}, {epochs: 1.5, refresh: true}]}\n",
+            "a phase that refreshes starts inside an epoch",
+        ),
         (
             LEAST + "batches: {curriculum: [{epochs: 0.5, k: 8}, {epochs: 0.5}]}\n",
             "k or repulsion changes inside epoch 0",
@@ -148,3 +153,14 @@ def test_an_arm_of_ones_own_changes_some_keys():
     ):
         with pytest.raises(InputError, match=message):
             parse_config(config | {"arms": ["random", {"name": "k8"} | wrong]}, base=Path("/"))
+
+
+def test_a_curriculum_is_cut_where_it_is_mined_anew():
+    phases = (Phase(random_share=1), Phase(epochs=0.5), Phase(epochs=0.5, random_share=0.5))
+    plain = BatchSpec(curriculum=phases)
+    assert plain.legs == [plain]
+    again = (*phases, Phase(refresh=True, k=8), Phase(), Phase(epochs=2, refresh=True))
+    legs = BatchSpec(batch_size=128, curriculum=again).legs
+    assert [leg.curriculum for leg in legs] == [phases, (Phase(k=8), Phase()), (Phase(epochs=2),)]
+    assert [leg.epochs for leg in legs] == [2, 2, 2]
+    assert {leg.batch_size for leg in legs} == {128}

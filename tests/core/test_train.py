@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import nn
+from transformers import get_linear_schedule_with_warmup
 
 from b3_core import packaged, static, teacher, train
 from b3_core.config import TrainSpec
@@ -42,7 +43,7 @@ OTHERS = [
 # Every word is a token, and no text shares one with its positive: there is something to learn.
 TEXTS = [(f"the {one} q", f"{other} of p") for one, other in zip(WORDS, OTHERS, strict=True)]
 PAIRS = [make_table("a", TEXTS[:20]), make_table("b", TEXTS[20:])]
-SPEC = TrainSpec(student="static", dim=16)
+SPEC = TrainSpec(student="static", dim=16, learning_rate=1e-2)
 
 
 def small_plan(epochs=2, size=4, seed=0):
@@ -458,3 +459,30 @@ def test_two_processes_train_as_one(student, tmp_path):
         np.testing.assert_allclose(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=1e-3)
     assert two[0][0].startswith("8 32 ")
     assert "DISTRIBUTED" not in two[0][1]  # transformers' warning that each trains alone
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(100, 0.1), (7, 0.5), (30, 0.0)])
+def test_the_rate_is_the_librarys_linear_schedule_and_goes_on_where_it_was(steps, warmup):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    whole = get_linear_schedule_with_warmup(optimizer, round(warmup * steps), steps)
+    factors = [whole.lr_lambdas[0](step) for step in range(steps)]
+    ours = train._schedule(steps, warmup, (0.0, 1.0))
+    assert [ours(step) for step in range(steps)] == factors
+    halves = [
+        [train._schedule(steps, warmup, span)(step) for step in range(steps)]
+        for span in ((0.0, 0.5), (0.5, 1.0))
+    ]
+    twice = train._schedule(2 * steps, warmup, (0.0, 1.0))
+    assert sum(halves, []) == [twice(step) for step in range(2 * steps)]
+
+
+def test_training_goes_on_from_a_student(trained, tmp_path):
+    result, before, _ = trained
+    again = train.build_student(SPEC, seed=6, initial=before)
+    assert np.array_equal(again[0].embedding.weight.detach().numpy(), weights(before))
+    output = tmp_path / "model"
+    more = train.train_student(
+        PAIRS, PLAN, SPEC, seed=5, output=output, initial=before, span=(0.5, 1.0)
+    )
+    assert more.loss[0][1] < result.loss[0][1]
+    assert not np.array_equal(weights(output), weights(before))

@@ -99,6 +99,27 @@ def test_data_and_store_in_s3_give_the_batches_of_local_ones(b3, write_config, t
 
 
 @pytest.mark.slow
+def test_a_curriculum_that_refreshes_mines_with_its_student(b3, write_config, tmp_path):
+    phases = [{"epochs": 1}, {"epochs": 1, "refresh": True}]
+    anew = {"name": "anew", "batches": {"curriculum": phases}}
+    config = write_config(arms=["random", anew], seeds=[0, 1])
+    found = json.loads(b3("run", config, "--json").stdout)
+    assert len(found["manifests"]) == 6  # four, and two that the students of one epoch mined
+    assert len(found["students"]) == 4
+    assert len({row["examples_seen"] for row in found["arms"]}) == 1
+    store = tmp_path / "store"
+    first, second = (
+        Manifest.read_head(open_artifact(found["manifests"][place])) for place in (2, 4)
+    )
+    weights = [head["datasets"][0]["teacher"]["weights"] for head in (first, second)]
+    assert (store / "small/student" / weights[1]).is_dir() and weights[0] != weights[1]
+    assert weights[1] not in {uri.rsplit("/", 1)[1] for uri in found["students"]}  # not the final
+    for uri in found["manifests"]:
+        assert b3("verify", uri).stdout.startswith("sound: ")
+    assert json.loads(b3("run", config, "--json").stdout)["up_to_date"]
+
+
+@pytest.mark.slow
 def test_a_gateway_that_ignores_conditions_serves_one_writer(b3, write_config, gateway_bucket):
     root = f"{gateway_bucket}/store"
     refused = b3("mine", write_config(store={"root": root}), check=False)
