@@ -1,26 +1,14 @@
 """Orphans: only what no record names, and only what is old."""
 
 import time
-import uuid
 
 import pytest
 
 from b3_core.artifacts import Address
 from b3_core.errors import CorruptArtifactError
 from b3_core.garbage import find_orphans, remove
-from b3_core.store import ArtifactStore
-from tests.core.test_store import BUCKETS
 
 ADDRESS = Address("faq", "ranks", "0123456789abcdef0123")
-
-
-@pytest.fixture(params=["local", "memory", *BUCKETS])
-def store(request, tmp_path):
-    if request.param in BUCKETS:
-        bucket = request.getfixturevalue(BUCKETS[request.param])
-        return ArtifactStore(f"{bucket}/{tmp_path.name}")
-    root = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return ArtifactStore(root)
 
 
 def make(store, address=ADDRESS):

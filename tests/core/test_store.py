@@ -20,19 +20,6 @@ def publish(store, body=b"hello", address=ADDRESS):
     return store.get(address)
 
 
-BUCKETS = {"s3": "s3_bucket", "gateway": "gateway_bucket"}
-
-
-@pytest.fixture(params=["local", "memory", *BUCKETS])
-def store(request, tmp_path):
-    """The same contract for every kind of store."""
-    if request.param in BUCKETS:
-        bucket = request.getfixturevalue(BUCKETS[request.param])
-        return ArtifactStore(f"{bucket}/{tmp_path.name}")
-    root = str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
-    return ArtifactStore(root)
-
-
 def test_what_was_written_is_read_back(store):
     assert store.find(ADDRESS) is None
     artifact = publish(store)
