@@ -7,7 +7,11 @@ from b3_core.store import ArtifactStore
 BUCKETS = {"s3": "s3_bucket", "gateway": "gateway_bucket"}
 
 
-@pytest.fixture(params=["local", "memory", *BUCKETS])
+# The gateway takes a second a test.
+SLOW = pytest.param("gateway", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["local", "memory", "s3", SLOW])
 def store(request, tmp_path):
     """The same contract for every kind of store."""
     if request.param in BUCKETS:
