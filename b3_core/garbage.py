@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from b3_core.store import RECORD, ArtifactStore
+from b3_core.store import DRAFTS, PROBE, RECORD, ArtifactStore
 
-_DRAFTS, _PROBE = ".drafts", ".probe-"
 _ADDRESS = 3  # dataset, stage, fingerprint
 
 
@@ -63,9 +62,9 @@ def _unnamed(
     artifacts: dict[str, set[str]] = {}
     for path in files:
         parts = path.split("/")
-        if parts[0] == _DRAFTS:
+        if parts[0] == DRAFTS:
             yield path, "a draft that was never finished"
-        elif parts[0].startswith(_PROBE):
+        elif parts[0].startswith(PROBE):
             yield path, "a probe of whether the store can be written"
         elif len(parts) > _ADDRESS and not parts[0].startswith("."):
             artifacts.setdefault("/".join(parts[:_ADDRESS]), set()).add(path)

@@ -22,7 +22,7 @@ from b3_core.manifest import Manifest
 from b3_core.mine import ManifestOf
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
-from b3_core.stage import Stage, generator
+from b3_core.stage import Stage, generator, missing
 from b3_core.store import ArtifactStore
 
 
@@ -126,7 +126,7 @@ def train_loop(
     """
     store = ArtifactStore(config["root"])
     # Decided once, by all workers alike: one that skipped a student would leave the others waiting.
-    students = [s for s in config["students"] if store.find(s.address) is None]
+    students = missing(config["students"], store)
     for place, student in enumerate(students):
         step = _nested(progress, place, len(students)) if rank == 0 else silent
         if rank == 0:

@@ -7,15 +7,17 @@ stage can be sent to another process.
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from b3_core.artifacts import Address, Artifact, Draft
 from b3_core.progress import Progress, silent
 from b3_core.store import ArtifactStore
+
+S = TypeVar("S", bound="Stage")
 
 
 class Stage(ABC):
@@ -70,6 +72,11 @@ class Stage(ABC):
         with store.draft(self.address, lineage=self.inputs, settings=self.settings) as draft:
             self.build(store, draft, progress)
         return store.get(self.address)
+
+
+def missing(stages: Iterable[S], store: ArtifactStore) -> list[S]:
+    """Return the stages that the store does not hold."""
+    return [stage for stage in stages if store.find(stage.address) is None]
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:

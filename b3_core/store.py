@@ -29,6 +29,7 @@ from b3_core.usage import Usage
 __all__ = ["Address", "Artifact", "ArtifactStore", "Draft", "canonical_json", "open_artifact"]
 
 RECORD = "record.json"
+DRAFTS, PROBE = ".drafts", ".probe-"  # what is no artifact, below the root
 SCHEMA = 1
 
 
@@ -80,8 +81,7 @@ class ArtifactStore:
         InputError
             The store cannot be written, or it ignores conditions.
         """
-        name = f".probe-{uuid.uuid4().hex}"
-        probe = self._path(name)
+        probe = self._path(f"{PROBE}{uuid.uuid4().hex}")
         try:
             self.fs.makedirs(self._base, exist_ok=True)
             self._create(probe, b"first")
@@ -138,7 +138,7 @@ class ArtifactStore:
         dropped: both were made from the same inputs.
         """
         used = Usage.start()
-        parent = Path(self._base, ".drafts") if self._local else Path(tempfile.gettempdir())
+        parent = Path(self._base, DRAFTS) if self._local else Path(tempfile.gettempdir())
         folder = parent / f"b3-draft-{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
         try:

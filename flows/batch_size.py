@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow
 
-from b3_core.bench.batch_size import SIZES, of_size, rows_of, with_worth
+from b3_core.bench.batch_size import of_size, rows_of, with_worth
 from b3_core.config import PipelineSpec
 from b3_core.ray_session import session
 from flows.outcome import if_done
@@ -12,7 +12,7 @@ from flows.pipeline import pipeline
 
 
 @flow(name="batch-size", persist_result=False)
-def batch_size(spec: PipelineSpec, sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
+def batch_size(spec: PipelineSpec, sizes: tuple[int, ...]) -> dict[str, Any]:
     """Train and evaluate the arms of CONFIG at each batch size, on the same examples.
 
     Returns

@@ -52,7 +52,6 @@ def partition(
 
     def work() -> dict[str, Any]:
         from b3_core.bench.partition import bench_partition, draw_frontier  # noqa: PLC0415
-        from b3_core.plan import Plan  # noqa: PLC0415
         from b3_core.store import ArtifactStore  # noqa: PLC0415
         from flows import outcome  # noqa: PLC0415
         from tasks import reporting  # noqa: PLC0415
@@ -68,7 +67,9 @@ def partition(
         spec = demo_config(corpus, pairs, store, settings)
         run_flow("mine", spec)
         artifacts = ArtifactStore(spec.store.root)
-        (leg,) = Plan.of(spec, outcome.refs(spec, artifacts) or (), artifacts).legs
+        plan = outcome.plan_in(spec, artifacts)
+        assert plan is not None  # it was mined just now
+        (leg,) = plan.legs
         with reporting.step("partition") as progress:
             found = bench_partition(
                 pairs=artifacts.get(leg.ranks[0].ref.address).uri,
@@ -171,7 +172,6 @@ def cost(
     def work() -> dict[str, Any]:
         from b3_core.bench.cost import cost_rows, exponents  # noqa: PLC0415
         from b3_core.bench.machine import machine  # noqa: PLC0415
-        from b3_core.plan import Plan  # noqa: PLC0415
         from b3_core.store import ArtifactStore  # noqa: PLC0415
         from flows import outcome  # noqa: PLC0415
 
@@ -181,7 +181,8 @@ def cost(
                 spec = demo_config(corpus, pairs, root, settings)
                 run_flow("pipeline", spec)
                 artifacts = ArtifactStore(root)
-                plan = Plan.of(spec, outcome.refs(spec, artifacts) or (), artifacts)
+                plan = outcome.plan_in(spec, artifacts)
+                assert plan is not None  # it was run just now
                 return cost_rows(plan, artifacts)
 
         run(min(rows))  # untimed: imports and compilation

@@ -6,6 +6,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from b3_core.config import PipelineSpec
 from b3_core.ray_session import session
+from b3_core.stage import missing
 from b3_core.store import ArtifactStore
 from flows import outcome
 from flows.mine import plan_of
@@ -24,18 +25,18 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
     store = ArtifactStore(spec.store.root)
     with session(spec.compute) as ray:
         plan = plan_of(spec, store)
-        if any(store.find(student.address) is None for student in plan.students):
+        if missing(plan.students, store):
             train(spec)
-        missing = {
+        unjudged = {
             key: evaluation
             for key, evaluation in plan.evaluations.items()
             if store.find(evaluation.address) is None
         }
-        if missing:
+        if unjudged:
             with reporting.step("evaluate") as progress:
                 futures = [
                     evaluate_student.submit(evaluation, ray, store.root, arm=arm, seed=seed)
-                    for (arm, seed), evaluation in missing.items()
+                    for (arm, seed), evaluation in unjudged.items()
                 ]
                 for done, future in enumerate(as_completed(futures), start=1):
                     future.result()

@@ -10,6 +10,7 @@ from b3_core.config import PipelineSpec
 from b3_core.embed import Vectors
 from b3_core.plan import Plan
 from b3_core.ray_session import RaySession, session
+from b3_core.stage import missing
 from b3_core.store import ArtifactStore
 from flows import outcome
 from tasks import reporting
@@ -50,12 +51,12 @@ def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
 
 def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
     """Embed the shards that are missing, each its own task on a warm actor, then join them."""
-    missing = [shard for shard in vectors.shards if store.find(shard.address) is None]
+    shards = missing(vectors.shards, store)
     with reporting.step("embed") as progress:
-        done = len(vectors.shards) - len(missing)
+        done = len(vectors.shards) - len(shards)
         progress(done, len(vectors.shards))
-        if missing:
-            futures = [embed_shard.submit(shard, ray, store.root) for shard in missing]
+        if shards:
+            futures = [embed_shard.submit(shard, ray, store.root) for shard in shards]
             for future in as_completed(futures):
                 future.result()  # a shard that failed for good ends the flow
                 done += 1

@@ -10,7 +10,7 @@ from b3_core.config import PipelineSpec
 from b3_core.embed import Pairs, PairsRef
 from b3_core.learn import read_results
 from b3_core.plan import Plan
-from b3_core.stage import Stage
+from b3_core.stage import Stage, missing
 from b3_core.store import ArtifactStore
 
 Outcome = dict[str, Any]
@@ -48,28 +48,28 @@ OF_FLOW: dict[str, Callable[[Plan, ArtifactStore], Outcome]] = {
 def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
     """Return what ``flow`` would return if the store holds all its work, else None."""
     store = ArtifactStore(spec.store.root)
-    read = refs(spec, store)
-    if read is None:
+    plan = plan_in(spec, store)
+    if plan is None:
         return None
-    plan = Plan.of(spec, read, store)
     needed: dict[str, Iterable[Stage]] = {
         "mine": plan.legs[0].manifests.values(),
         "train": [*plan.manifests, *plan.students],
         "evaluate": [plan.results],
         "pipeline": [*plan.manifests, *plan.students, plan.results],
     }
-    if any(store.find(stage.address) is None for stage in needed[flow]):
+    if missing(needed[flow], store):
         return None
     return OF_FLOW[flow](plan, store)
 
 
-def refs(spec: PipelineSpec, store: ArtifactStore) -> list[PairsRef] | None:
-    """Return the datasets of CONFIG as the store has them; None if one was never read."""
+def plan_in(spec: PipelineSpec, store: ArtifactStore) -> Plan | None:
+    """Plan CONFIG on its datasets as the store has them; None if one was never read."""
     found = [store.find(Pairs.of(d, spec.evaluate).address) for d in spec.datasets]
     pairs = [artifact for artifact in found if artifact is not None]
     if len(pairs) < len(found):
         return None
-    return [PairsRef.of(d, artifact) for d, artifact in zip(spec.datasets, pairs, strict=True)]
+    refs = [PairsRef.of(d, artifact) for d, artifact in zip(spec.datasets, pairs, strict=True)]
+    return Plan.of(spec, refs, store)
 
 
 def _uris(stages: Iterable[Stage], store: ArtifactStore) -> list[str]:

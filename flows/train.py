@@ -1,19 +1,14 @@
 """The flow ``train``: manifests in, one student each out."""
 
-from collections.abc import Iterable
-from typing import TypeVar
-
 from prefect import flow
 
 from b3_core.config import PipelineSpec
 from b3_core.ray_session import session
-from b3_core.stage import Stage
+from b3_core.stage import missing
 from b3_core.store import ArtifactStore
 from flows import outcome
 from flows.mine import mine, plan_of
 from tasks.stages import train_students
-
-S = TypeVar("S", bound=Stage)
 
 
 @flow(name="train", persist_result=False)
@@ -27,13 +22,9 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
     plan = plan_of(spec, store)
     with session(spec.compute) as ray:
         for number, leg in enumerate(plan.legs):
-            if _missing(leg.manifests.values(), store):
+            if missing(leg.manifests.values(), store):
                 mine(spec, number)
-            missing = _missing(leg.students.values(), store)
-            if missing:
-                train_students(missing, ray, store)
+            untrained = missing(leg.students.values(), store)
+            if untrained:
+                train_students(untrained, ray, store)
     return outcome.trained(plan, store)
-
-
-def _missing(stages: Iterable[S], store: ArtifactStore) -> list[S]:
-    return [stage for stage in stages if store.find(stage.address) is None]

@@ -8,8 +8,6 @@ from typing import Any
 
 from b3_core.config import PipelineSpec
 
-SIZES = (64, 128, 256, 512, 1024)
-
 
 def of_size(spec: PipelineSpec, size: int) -> PipelineSpec:
     """Return CONFIG with another batch size; all else, and so the examples seen, is the same."""

@@ -14,8 +14,6 @@ from b3_core.plan import Plan
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 
-SIZES = (10_000, 20_000, 40_000, 80_000)
-
 #: Stages that take less than this are mostly start-up, and say nothing about growth.
 _LEAST_SECONDS = 0.2
 _LEAST_MB = 20.0

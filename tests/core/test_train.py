@@ -26,6 +26,7 @@ from transformers import get_linear_schedule_with_warmup
 from b3_core import packaged, static, teacher, train
 from b3_core.config import TrainSpec
 from b3_core.errors import B3Error, InputError
+from tests.conftest import free_port
 from tests.core.test_sampler import make_plan, make_table
 
 WORDS = [
@@ -443,9 +444,7 @@ def process(student: str, output: Path, **environment: str) -> subprocess.Popen:
 @pytest.mark.slow
 @pytest.mark.parametrize("student", ["static", "minilm"])
 def test_two_processes_train_as_one(student, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     pair = [
         process(student, tmp_path / "two", **group, RANK=rank, LOCAL_RANK=rank)
