@@ -14,7 +14,7 @@ import itertools
 import json
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
+from b3_core import metis
 from b3_core.artifacts import Artifact, Draft
 from b3_core.config import MiningSpec
 from b3_core.errors import InputError
@@ -209,7 +210,7 @@ def _metis_paper(
     attract: CsrGraph, spec: MiningSpec, *, rng: np.random.Generator, repel: CsrGraph | None
 ) -> npt.ArrayLike:
     """METIS at its defaults in N // k parts, as published (arXiv 2505.11293, section 4)."""
-    return _Metis.of(attract, spec, rng).part(None)
+    return _metis_cuts(attract, spec, [None], rng=rng)[0]
 
 
 def _metis(
@@ -219,48 +220,36 @@ def _metis(
 
     Without ``spec.tolerance`` the best of ``TOLERANCES`` is taken, by the weight inside parts.
     """
-    network = _Metis.of(attract, spec, rng)
     if spec.tolerance is not None:
-        return network.part(spec.tolerance)
-    found = [network.part(tolerance) for tolerance in TOLERANCES]
-    kept = [_kept(np.asarray(label_N), attract, spec.k) for label_N in found]
-    return found[int(np.argmax(kept))]
+        return _metis_cuts(attract, spec, [spec.tolerance], rng=rng)[0]
+    cuts = _metis_cuts(attract, spec, TOLERANCES, rng=rng)
+    return max(cuts, key=lambda label_N: _kept(label_N, attract, spec.k))
 
 
-@dataclass(frozen=True)
-class _Metis:
-    """A graph as METIS reads it.
+def _metis_cuts(
+    attract: CsrGraph,
+    spec: MiningSpec,
+    tolerances: Sequence[float | None],
+    *,
+    rng: np.random.Generator,
+) -> list[npt.NDArray[np.int64]]:
+    """Cut with each tolerance.
 
     METIS's own seed hardly changes the outcome; the order of the rows does, so that is drawn.
     """
-
-    order_N: npt.NDArray[np.int64]
-    adjacency: Any
-    weight_E: npt.NDArray[np.int64]
-    parts: int
-
-    @classmethod
-    def of(cls, attract: CsrGraph, spec: MiningSpec, rng: np.random.Generator) -> Self:
-        order_N = rng.permutation(attract.rows)
-        shuffled = attract.to_scipy()[order_N][:, order_N]
-        adjacency = _require("pymetis").CSRAdjacency(
-            shuffled.indptr.astype(np.int64), shuffled.indices.astype(np.int64)
-        )
-        parts = max(attract.rows // spec.k, 1)
-        return cls(order_N, adjacency, _whole_weights(shuffled.data), parts)
-
-    def part(self, tolerance: float | None) -> npt.NDArray[np.int64]:
-        pymetis = _require("pymetis")
-        options = {} if tolerance is None else {"ufactor": max(round(1000 * tolerance), 1)}
-        found = pymetis.part_graph(
-            self.parts,
-            self.adjacency,
-            eweights=self.weight_E,
-            options=pymetis.Options(**options),
-        )
-        label_N = np.empty(len(self.order_N), np.int64)
-        label_N[self.order_N] = np.asarray(found.vertex_part)
-        return label_N
+    _require("pymetis")
+    order_N = rng.permutation(attract.rows)
+    shuffled = attract.to_scipy()[order_N][:, order_N]
+    found_CN = metis.part_graph(
+        shuffled.indptr.astype(np.int64),
+        shuffled.indices.astype(np.int64),
+        _whole_weights(shuffled.data),
+        parts=max(attract.rows // spec.k, 1),
+        tolerances=tolerances,
+    )
+    label_CN = np.empty_like(found_CN)
+    label_CN[:, order_N] = found_CN
+    return list(label_CN)
 
 
 def _kept(label_N: npt.NDArray[np.int64], attract: CsrGraph, k: int) -> float:
