@@ -12,7 +12,7 @@ Legend: N rows, R rows that are ranked, D width of a vector, M ranks kept, B row
 C candidates a row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -25,7 +25,7 @@ from b3_core.artifacts import Artifact, Draft
 from b3_core.errors import InputError
 from b3_core.progress import Progress, silent
 
-VERSION = 1
+VERSION = 2
 
 _SLACK = 15  # candidates beyond M and the own group: room for near ties at rank M
 _BLOCK = 1 << 14  # most rows of one block: whole blocks of faiss, and progress every few seconds
@@ -37,7 +37,8 @@ class RankTable:
     """Each row's positives, best first, without its own row and group.
 
     Sorted by exact score, ties by smaller row; scores that differ by less than float32 shows are
-    equal here but still in their exact order.
+    equal here but still in their exact order. Beyond the ranks asked for there may be spare ones,
+    as far down as the search could be sure of: a later table is made from them.
 
     Raises
     ------
@@ -47,7 +48,7 @@ class RankTable:
     """
 
     neighbour_NM: npt.NDArray[np.int32]
-    """Rows; -1 after the last where the own group leaves fewer than M."""
+    """Rows; -1 after the last where the own group leaves fewer than M, or no spare one is sure."""
     score_NM: npt.NDArray[np.float32]
     """Inner products; -inf beside -1."""
 
@@ -91,6 +92,8 @@ def rank(
     *,
     group_N: npt.NDArray[np.int32],
     width: int,
+    spare: int = 0,
+    ahead: Callable[[npt.NDArray[np.float32], search.Search], search.Search] | None = None,
     method: search.Method = "exact",
     memory_mb: int = 1024,
     progress: Progress = silent,
@@ -106,6 +109,11 @@ def rank(
         No row ranks a row of its own group, and so never itself.
     width
         Ranks wanted, p + m; at most N - 1 are kept.
+    spare
+        Further ranks to keep where the search is sure of them.
+    ahead
+        Makes a search that is asked first, from the positives and the search of all of them, which
+        it leaves to do what it cannot (:class:`b3_core.carried.Carried`).
     method
         ``exact``; or ``ivf`` or ``hnsw``, which may miss positives (:class:`b3_core.search.Index`)
         and cost more than ``exact`` below about 200,000 rows. All three give exact scores.
@@ -118,7 +126,7 @@ def rank(
     Returns
     -------
     RankTable
-        (N, min(width, N - 1)).
+        (N, min(width + spare, N - 1)). Whatever was asked first, the best ``width`` are the same.
 
     Raises
     ------
@@ -137,10 +145,18 @@ def rank(
         if method == "exact"
         else search.approximate(pairs.positive_ND, method=method, memory_mb=memory_mb)
     )
+    if ahead is not None:
+        first = ahead(pairs.positive_ND, first)
     ranks = min(width, max(rows - 1, 0))
     return RankTable(
         *_rank_rows(
-            pairs, np.arange(rows), ranks=ranks, first=first, memory_mb=memory_mb, progress=progress
+            pairs,
+            np.arange(rows),
+            ranks=ranks,
+            spare=min(spare, rows - 1 - ranks) if ranks else 0,
+            first=first,
+            memory_mb=memory_mb,
+            progress=progress,
         )
     )
 
@@ -229,21 +245,32 @@ class _Pairs:
         return _SLACK + min(int(np.quantile(size_G[code_N], 0.95)), ranks)
 
     def best(
-        self, row_B: npt.NDArray[np.intp], using: search.Search, *, candidates: int, ranks: int
+        self,
+        row_B: npt.NDArray[np.intp],
+        using: search.Search,
+        *,
+        candidates: int,
+        ranks: int,
+        spare: int,
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Return rows and scores, (B, M), and which of the B rows are sure to be right."""
+        """Return rows and scores, (B, M + spare), and which rows' M are sure to be right."""
         query_BD, whole = self.query_ND[row_B], candidates == len(self.positive_ND)
         if whole:  # nothing to propose: all N are candidates
             none_B, empty_B0 = np.zeros(len(row_B)), np.empty((len(row_B), 0), np.int64)
             found = search.Proposal(empty_B0.astype(np.float32), empty_B0, none_B, none_B)
         else:
-            found = using.propose(query_BD, candidates)
+            found = using.propose(query_BD, candidates, row_B)
         best_BM, score_BM, last_B = _settle(
-            (query_BD, self.positive_ND), (self.group_N, row_B), found[:3], ranks
+            (query_BD, self.positive_ND), (self.group_N, row_B), found[:3], (ranks, spare)
         )
         # A positive that was not proposed scores at most the ceiling. Rank M must score more, not
         # as much: at equal scores the smaller row comes first. Too few survivors leave -inf here.
-        return best_BM, score_BM, (last_B > found.ceiling_B) | whole
+        sure_B = (last_B > found.ceiling_B) | whole
+        # A spare rank must score more too; its score was rounded, by less than to the next below.
+        below_BS = np.nextafter(score_BM[:, ranks:], np.float32(-np.inf)).astype(np.float64)
+        unsure_BS = ~((below_BS > found.ceiling_B[:, None]) | whole)
+        best_BM[:, ranks:][unsure_BS], score_BM[:, ranks:][unsure_BS] = -1, -np.inf
+        return best_BM, score_BM, sure_B
 
 
 def _rank_rows(
@@ -253,12 +280,13 @@ def _rank_rows(
     ranks: int,
     first: search.Search,
     memory_mb: int,
+    spare: int = 0,
     progress: Progress = silent,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Rank some rows: neighbours and scores, both (R, M)."""
+    """Rank some rows: neighbours and scores, both (R, M + spare)."""
     rows = len(pairs.query_ND)
-    neighbour_RM = np.empty((len(row_R), ranks), np.int32)
-    score_RM = np.empty((len(row_R), ranks), np.float32)
+    neighbour_RM = np.empty((len(row_R), ranks + spare), np.int32)
+    score_RM = np.empty((len(row_R), ranks + spare), np.float32)
     if not ranks:
         return neighbour_RM, score_RM
     pending = np.arange(len(row_R))
@@ -267,7 +295,7 @@ def _rank_rows(
         unsure = []
         for at_B in _blocks(pending, candidates, memory_mb):
             neighbour_RM[at_B], score_RM[at_B], sure_B = pairs.best(
-                row_R[at_B], using, candidates=candidates, ranks=ranks
+                row_R[at_B], using, candidates=candidates, ranks=ranks, spare=spare
             )
             unsure.append(at_B[~sure_B])
             done += int(sure_B.sum())
@@ -313,18 +341,20 @@ def _settle(
     vectors: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
     owner: tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]],
     found: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]],
-    ranks: int,
+    ranks: tuple[int, int],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Score candidates exactly and sort them: rows and scores (B, M), and the exact score M.
+    """Score candidates exactly and sort them: rows and scores (B, M + spare), and exact score M.
 
     ``vectors`` are the block's queries and all positives, ``owner`` all groups and the rows of the
     block, ``found`` the first three parts of a proposal; one without a candidate stands for all N.
+    ``ranks`` are M and the spare ones.
     """
+    kept_M, columns = ranks[0], ranks[0] + ranks[1]
     query_BD, positive_ND = vectors
     group_N, row_B = owner
     near_BC, found_BC, error_B = found
-    best_BM = np.full((len(row_B), ranks), -1, np.int32)
-    score_BM = np.full((len(row_B), ranks), -np.inf, np.float32)
+    best_BM = np.full((len(row_B), columns), -1, np.int32)
+    score_BM = np.full((len(row_B), columns), -np.inf, np.float32)
     last_B = np.full(len(row_B), -np.inf)
     for b in prange(len(row_B)):
         whole = found_BC.shape[1] == 0
@@ -336,10 +366,10 @@ def _settle(
             if row < 0 or group_N[row] == group_N[row_B[b]]:
                 continue
             if not whole:
-                # M survivors score floor or more, exactly; from here on all score less.
+                # As many survivors as there are columns score floor or more; from here on less.
                 if near_BC[b, c] + error_B[b] < floor:
                     break
-                if kept == ranks - 1:
+                if kept == columns - 1:
                     floor = near_BC[b, c] - error_B[b]
             row_C[kept] = row
             kept += 1
@@ -352,10 +382,10 @@ def _settle(
                 (positive_ND[row_C[e]], positive_ND[row_C[f]]),
             )
         _sort(row_C[:kept], exact_C[:kept])
-        for r in range(min(kept, ranks)):
+        for r in range(min(kept, columns)):
             best_BM[b, r], score_BM[b, r] = row_C[r], exact_C[r]
-        if kept >= ranks:
-            last_B[b] = exact_C[ranks - 1]
+        if kept >= kept_M:
+            last_B[b] = exact_C[kept_M - 1]
     return best_BM, score_BM, last_B
 
 

@@ -62,8 +62,10 @@ class Search(Protocol):
     better: Callable[[], "Search"] | None
     """Makes the search for rows this one leaves unsure; None: they need more candidates."""
 
-    def propose(self, query_BD: npt.NDArray[np.float32], candidates: int) -> Proposal:
-        """Name C < N candidates for every query."""
+    def propose(
+        self, query_BD: npt.NDArray[np.float32], candidates: int, row_B: npt.NDArray[np.intp]
+    ) -> Proposal:
+        """Name C < N candidates for every query; ``row_B`` are the rows that the queries are of."""
 
 
 def exact(positive_ND: npt.NDArray[np.float32], *, memory_mb: int) -> Search:
@@ -128,7 +130,9 @@ class Faiss:
         self.memory_mb = memory_mb
         self._beyond: Search | None = None
 
-    def propose(self, query_BD: npt.NDArray[np.float32], candidates: int) -> Proposal:
+    def propose(
+        self, query_BD: npt.NDArray[np.float32], candidates: int, row_B: npt.NDArray[np.intp]
+    ) -> Proposal:
         """Search on faiss's GPU if it has one and C is small enough."""
         faiss, inner = self.faiss, self.faiss.METRIC_INNER_PRODUCT
         if self.gpu is None:
@@ -136,7 +140,7 @@ class Faiss:
         elif candidates <= _GPU_CANDIDATES:
             found = faiss.knn_gpu(self.gpu, query_BD, self.positive_ND, candidates, metric=inner)
         else:
-            return self._search_beyond().propose(query_BD, candidates)
+            return self._search_beyond().propose(query_BD, candidates, row_B)
         score_BC, row_BC = found
         error_B = _rounding(query_BD.shape[1]) * self.longest * lengths(query_BD)
         return Proposal(score_BC, row_BC, error_B, score_BC[:, -1] + error_B)
@@ -201,7 +205,9 @@ class Torch:
             if self.low:
                 self.lost = max(self.lost, float(self._lost(part).max()))
 
-    def propose(self, query_BD: npt.NDArray[np.float32], candidates: int) -> Proposal:
+    def propose(
+        self, query_BD: npt.NDArray[np.float32], candidates: int, row_B: npt.NDArray[np.intp]
+    ) -> Proposal:
         """Score every tile of positives and keep the best C of all tiles so far."""
         torch = self.torch
         query = torch.from_numpy(query_BD)
@@ -277,7 +283,9 @@ class Index:
         build = self._ivf if method == "ivf" else self._hnsw
         self.index, self.hnsw = build(positive_ND), method == "hnsw"
 
-    def propose(self, query_BD: npt.NDArray[np.float32], candidates: int) -> Proposal:
+    def propose(
+        self, query_BD: npt.NDArray[np.float32], candidates: int, row_B: npt.NDArray[np.intp]
+    ) -> Proposal:
         """Look the queries up; a query that meets fewer than C positives has -1 after them."""
         if self.hnsw:
             self.index.hnsw.efSearch = HNSW_BREADTH * candidates

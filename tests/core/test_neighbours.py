@@ -318,9 +318,9 @@ def through_torch(monkeypatch):
     types, whole = [], search.Torch
 
     class Counted(whole):
-        def propose(self, query_BD, candidates):
+        def propose(self, query_BD, candidates, row_B):
             types.append((str(self.dtype).removeprefix("torch."), len(query_BD)))
-            return super().propose(query_BD, candidates)
+            return super().propose(query_BD, candidates, row_B)
 
     def use(dtype, memory_mb=1):
         monkeypatch.setattr(search, "Torch", Counted)
@@ -404,7 +404,9 @@ def test_no_score_of_a_search_is_further_off_than_it_says(dtype, kind):
         positive_ND[:, 32:] = -positive_ND[:, :32] * np.float32(1 + 2.0**-9)
         query_ND[:, 32:] = query_ND[:, :32]
     exact_NN = query_ND.astype(np.float64) @ positive_ND.T.astype(np.float64)
-    found = search.Torch(positive_ND, device="cpu", dtype=dtype, memory_mb=1).propose(query_ND, 50)
+    found = search.Torch(positive_ND, device="cpu", dtype=dtype, memory_mb=1).propose(
+        query_ND, 50, np.arange(len(query_ND))
+    )
     off_NC = np.abs(found.score_BC - np.take_along_axis(exact_NN, found.row_BC, axis=1))
     assert (off_NC <= found.error_B[:, None]).all()
     if kind != "tiny":  # the bound says something
@@ -443,9 +445,9 @@ def test_torch_searches_on_a_gpu_what_faiss_cannot(faiss_gpus, searches, monkeyp
             assert device == "cuda"
             super().__init__(positive_ND, device="cpu", dtype=dtype, memory_mb=memory_mb)
 
-        def propose(self, query_BD, candidates):
+        def propose(self, query_BD, candidates, row_B):
             used.append(str(self.dtype).removeprefix("torch."))
-            return super().propose(query_BD, candidates)
+            return super().propose(query_BD, candidates, row_B)
 
     def knn_gpu(resources, query_BD, positive_ND, k, **options):
         used.append("faiss")
