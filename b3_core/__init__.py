@@ -23,6 +23,9 @@ community, B rows a batch)::
     Results (learn,           evaluations                 arms side by side, with intervals
       evaluate.compare)
 
+Where the store has what an earlier state of a dataset was mined to, Vectors, Ranks (``carried``)
+and Communities begin with that (``earlier``), and only what changed is worked on.
+
 Where a curriculum says ``refresh``, the student is the next teacher and the middle runs again: a
 leg of the plan. ``plan`` works all addresses out beforehand; ``config`` says what one may ask for.
 """

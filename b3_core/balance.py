@@ -75,7 +75,7 @@ def balance(
     return Partition(
         exact_N,
         k=spec.k,
-        moved=_moved(label_N, exact_N),
+        moved=moved(label_N, exact_N),
         objective=objective(exact_N, attract, repel, repulsion=spec.repulsion),
     )
 
@@ -144,14 +144,14 @@ def _pack(piece_N: npt.NDArray[np.int64], net: Net, k: int) -> Labels:
     label_N = label_P[piece_N]
     loose_L = np.flatnonzero(label_N < 0)
     loose_L = loose_L[np.argsort(piece_N[loose_L], kind="stable")]
-    _settle(net, label_N, free_C, loose_L)
+    settle(net, label_N, free_C, loose_L)
     rest_L = loose_L[label_N[loose_L] < 0]
     label_N[rest_L] = np.repeat(np.arange(len(free_C), dtype=np.int32), free_C)
     return label_N
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _settle(
+def settle(
     net: Net,
     label_N: Labels,
     free_C: npt.NDArray[np.int64],
@@ -176,8 +176,8 @@ def _settle(
             free_C[best] -= 1
 
 
-def _moved(before_N: Labels, after_N: Labels) -> int:
-    """Count the rows apart from most of their community; see ``balance``."""
+def moved(before_N: Labels, after_N: Labels) -> int:
+    """Count the rows apart from most of the community they were in: N labels each."""
     communities = int(after_N.max()) + 1
     code, count = np.unique(before_N.astype(np.int64) * communities + after_N, return_counts=True)
     most_C = np.zeros(int(before_N.max()) + 1, np.int64)

@@ -335,6 +335,11 @@ class PipelineSpec(Spec):
     seeds: tuple[int, ...] = Field(
         (0,), min_length=1, description="Each sets partition, batch order and initial weights."
     )
+    incremental: bool = Field(
+        True,
+        description="Where a dataset changed since it was last mined in this store, embed and rank "
+        "only its new rows, and mend its communities instead of looking for new ones.",
+    )
     store: StoreSpec = StoreSpec()
     compute: ComputeSpec = ComputeSpec()
 

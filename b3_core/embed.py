@@ -1,6 +1,7 @@
 """The stages that turn a user's files into vectors.
 
     Pairs -> Shard (one a few thousand rows, by warm workers) -> Vectors
+    Pairs of now and then, Vectors of then: shards of the fresh rows alone -> Vectors
 
 Only ``Pairs`` looks at the user's files. Everything after it depends on the *content* of the
 pairs, so a copy of the data elsewhere, or a file rewritten with the same rows, changes nothing.
@@ -11,13 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import pyarrow as pa
+
 from b3_core import pairs, teacher
 from b3_core.artifacts import Address, Artifact, Draft
 from b3_core.config import DatasetSpec, EvalSpec, TeacherSpec, TrainSpec
 from b3_core.errors import InputError
 from b3_core.progress import Progress, silent
-from b3_core.stage import Stage
+from b3_core.stage import Past, Stage
 from b3_core.store import ArtifactStore
+
+MOST_FRESH = 0.2  # share of new rows beyond which nothing is carried over
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,16 @@ class DatasetStage(Stage):
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What a dataset held when it was mined before, and what a stage made of it then."""
+
+    ref: PairsRef
+    address: Address
+
+
+@dataclass(frozen=True)
 class Shard(DatasetStage):
-    """Embed rows [start, stop); keyed by their content, so unchanged rows are never redone."""
+    """Embed rows [start, stop); keyed by their content, so the same rows are never redone."""
 
     teacher_spec: TeacherSpec
     weights: str
@@ -107,6 +121,8 @@ class Shard(DatasetStage):
     content: str
     student: Address | None = None
     """A student of this store that is the teacher here, instead of ``teacher_spec.model``."""
+    earlier: PairsRef | None = None
+    """Rows are counted among those that are fresh since then; among all if there was nothing."""
     name: ClassVar[str] = "shard"
     version: ClassVar[int] = teacher.VERSION
 
@@ -119,19 +135,24 @@ class Shard(DatasetStage):
         return {"weights": self.weights, "rows": self.content}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        encoder = _load_teacher(store, self.teacher_spec, self.student)
-        self.embed(encoder, self.ref.table(store), draft, progress)
+        with teacher.one_thread():
+            encoder = _load_teacher(store, self.teacher_spec, self.student)
+            self.embed(encoder, self.rows(store), draft, progress)
+
+    def rows(self, store: ArtifactStore) -> pa.Table:
+        """Load the rows that ``start`` and ``stop`` count: all, or the fresh ones."""
+        return _fresh_rows(self.ref, self.earlier, store)
 
     def embed(
         self,
         encoder: teacher.Teacher,
-        table: pairs.PairTable,
+        rows: pa.Table,
         draft: Draft,
         progress: Progress = silent,
     ) -> None:
         """Embed with a teacher that is warm already."""
-        rows = slice(self.start, self.stop)
-        texts = table.queries[rows].to_pylist(), table.positives[rows].to_pylist()
+        mine = rows.slice(self.start, self.stop - self.start)
+        texts = mine["query"].to_pylist(), mine["positive"].to_pylist()
         prompts = self.teacher_spec.query_prompt, self.teacher_spec.positive_prompt
         sides = [
             encoder.encode(text, prompt=prompt, progress=progress)
@@ -147,18 +168,19 @@ class ShardWorker:
     def __init__(self, spec: TeacherSpec, root: str, student: Address | None = None) -> None:
         self.store = ArtifactStore(root)
         self.encoder = _load_teacher(self.store, spec, student)
-        self._table: tuple[Address, pairs.PairTable] | None = None
+        self._rows: tuple[PairsRef | None, ...] = ()
+        self._table: pa.Table | None = None
 
     def run(self, shard: Shard) -> None:
         """Make one shard's artifact unless it is there."""
         if self.store.find(shard.address) is not None:
             return
-        if self._table is None or self._table[0] != shard.ref.address:
-            self._table = (shard.ref.address, shard.ref.table(self.store))
+        if self._rows != (shard.ref, shard.earlier):
+            self._rows, self._table = (shard.ref, shard.earlier), shard.rows(self.store)
         with self.store.draft(
             shard.address, lineage=shard.inputs, settings=shard.settings
         ) as draft:
-            shard.embed(self.encoder, self._table[1], draft)
+            shard.embed(self.encoder, self._table, draft)
 
 
 @dataclass(frozen=True)
@@ -168,6 +190,10 @@ class Vectors(DatasetStage):
     teacher_spec: TeacherSpec
     weights: str
     shards: tuple[Shard, ...]
+    earlier: Earlier | None = None
+    """Where the vectors of rows that were there before come from; shards are of the others."""
+    whole: "Vectors | None" = None
+    """The same without ``earlier``."""
     name: ClassVar[str] = "embeddings"
     version: ClassVar[int] = teacher.VERSION
 
@@ -175,12 +201,45 @@ class Vectors(DatasetStage):
     def of(cls, store: ArtifactStore, ref: PairsRef, spec: TeacherSpec, shard_rows: int) -> Self:
         """Cut the dataset into shards, each named by its rows' content."""
         weights = teacher.weights_of(spec.model, spec.revision)
-        keys = ref.table(store).table["key"]
-        shards = tuple(
-            Shard(ref, spec, weights, start, stop, _digest(keys[start:stop].to_pylist()))
-            for start, stop in teacher.shard_bounds(ref.rows, shard_rows)
-        )
+        shards = _shards(store, Shard(ref, spec, weights, 0, 0, ""), shard_rows)
         return cls(ref, spec, weights, shards)
+
+    def since(self, past: Past, shard_rows: int) -> Self:
+        """Return the same rows' vectors with as much as can be from before; else this itself.
+
+        Nothing is carried over where all vectors are there already, where this teacher never
+        embedded the dataset, or where more than ``MOST_FRESH`` of the rows are new.
+        """
+        earlier = None if past.store.find(self.address) else self._before(past)
+        if earlier is None:
+            return self
+        shard = Shard(self.ref, self.teacher_spec, self.weights, 0, 0, "", earlier=earlier.ref)
+        shards = _shards(past.store, shard, shard_rows)
+        if shards and shards[-1].stop > MOST_FRESH * self.ref.rows:
+            return self
+        return replace(self, shards=shards, earlier=earlier, whole=self)
+
+    def _before(self, past: Past) -> Earlier | None:
+        """Find the last vectors of other rows, or those that these rows' were made from."""
+        same = [
+            (artifact, artifact.record["lineage"])
+            for artifact in past.like(self)
+            if artifact.record["lineage"]["weights"] == self.weights
+        ]
+        done = [lineage["earlier"] for _, lineage in same if lineage["pairs"] == self.ref.digest]
+        others = [
+            (artifact.address, lineage["pairs"])
+            for artifact, lineage in same
+            if lineage["pairs"] != self.ref.digest
+            and (not done or artifact.fingerprint == done[-1])
+        ]
+        if not others:
+            return None
+        vectors, digest = others[-1]
+        for artifact in reversed(past.artifacts(self.dataset, Pairs.name)):
+            if artifact.counts["digest"] == digest:
+                return Earlier(PairsRef.of(self.ref.spec, artifact), vectors)
+        return None
 
     def by_student(self, student: Address, train: TrainSpec) -> Self:
         """Return the same rows as a student of the store embeds them, with its own prompts."""
@@ -194,9 +253,11 @@ class Vectors(DatasetStage):
         weights = student.fingerprint
         shards = tuple(
             replace(shard, teacher_spec=spec, weights=weights, student=student)
-            for shard in self.shards
+            for shard in (self.whole or self).shards
         )
-        return replace(self, teacher_spec=spec, weights=weights, shards=shards)
+        return replace(
+            self, teacher_spec=spec, weights=weights, shards=shards, earlier=None, whole=None
+        )
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
@@ -204,11 +265,18 @@ class Vectors(DatasetStage):
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {"weights": self.weights, "pairs": self.ref.digest}
+        before = {"earlier": self.earlier.address.fingerprint} if self.earlier else {}
+        return {"weights": self.weights, "pairs": self.ref.digest, **before}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         parts = [teacher.Embeddings.load(store.get(shard.address)) for shard in self.shards]
-        joined = teacher.Embeddings.concatenate(parts)
+        if self.earlier is None:
+            joined = teacher.Embeddings.concatenate(parts)
+        else:
+            before_N = pairs.rows_before(self.ref.table(store), self.earlier.ref.table(store))
+            then = teacher.Embeddings.load(store.get(self.earlier.address))
+            joined = then.carried(before_N, parts)
+            draft.counts["carried"] = int((before_N >= 0).sum())
         joined.save(draft)
         draft.counts |= {"rows": joined.query_ND.shape[0], "width": joined.query_ND.shape[1]}
 
@@ -228,6 +296,22 @@ def check_rows(ref: PairsRef, *, k: int, batch_size: int) -> None:
             expected=f"at least {need} (mining.k = {k}, batches.batch_size = {batch_size})",
             remedy="add rows, or set smaller mining.k and batches.batch_size",
         )
+
+
+def _fresh_rows(ref: PairsRef, earlier: PairsRef | None, store: ArtifactStore) -> pa.Table:
+    now = ref.table(store)
+    if earlier is None:
+        return now.table
+    return now.table.take(np.flatnonzero(pairs.rows_before(now, earlier.table(store)) < 0))
+
+
+def _shards(store: ArtifactStore, shard: Shard, shard_rows: int) -> tuple[Shard, ...]:
+    """Cut the rows that a shard counts into shards like it."""
+    keys = shard.rows(store)["key"]
+    return tuple(
+        replace(shard, start=start, stop=stop, content=_digest(keys[start:stop].to_pylist()))
+        for start, stop in teacher.shard_bounds(len(keys), shard_rows)
+    )
 
 
 def _load_teacher(

@@ -4,16 +4,27 @@ Ranking -> Graph -> Communities (one an arm and seed) -> ManifestOf (all dataset
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
-from b3_core import balance, batches, communities, graph, labels, manifest, negatives, neighbours
+from b3_core import (
+    balance,
+    batches,
+    communities,
+    graph,
+    labels,
+    manifest,
+    mend,
+    negatives,
+    neighbours,
+    pairs,
+)
 from b3_core.artifacts import Draft
 from b3_core.config import BatchSpec, MiningSpec
-from b3_core.embed import DatasetStage, PairsRef
+from b3_core.embed import DatasetStage, Earlier, PairsRef
 from b3_core.progress import Progress
 from b3_core.ranking import Ranking
-from b3_core.stage import Stage, generator
+from b3_core.stage import Past, Stage, generator
 from b3_core.store import ArtifactStore
 from b3_core.versions import installed
 
@@ -72,8 +83,10 @@ class Communities(DatasetStage):
     graph: Graph
     mining: MiningSpec
     seed: int
+    earlier: Earlier | None = None
+    """Communities of other rows to begin with: they are mended where rows came or went."""
     name: ClassVar[str] = "communities"
-    version: ClassVar[int] = 1000 * communities.VERSION + balance.VERSION
+    version: ClassVar[int] = 1000 * communities.VERSION + 10 * mend.VERSION + balance.VERSION
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
@@ -86,7 +99,27 @@ class Communities(DatasetStage):
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {"pairs": self.ref.digest, "graph": self.graph.address.fingerprint}
+        before = {"earlier": self.earlier.address.fingerprint} if self.earlier else {}
+        return {"pairs": self.ref.digest, "graph": self.graph.address.fingerprint, **before}
+
+    def since(self, past: Past) -> Self:
+        """Return the same with the communities of then to begin with, if the ranks have a then.
+
+        Not where no swaps are asked for: what could be mended would stay as it is.
+        """
+        ranks = self.graph.ranks.earlier
+        if ranks is None or not self.mining.swap_rounds:
+            return self
+        then = {
+            "pairs": ranks.ref.digest,
+            "graph": self.graph.address_of({"ranks": ranks.address.fingerprint}).fingerprint,
+        }
+        found = [
+            artifact.address
+            for artifact in past.like(self)
+            if then.items() <= artifact.record["lineage"].items()
+        ]
+        return replace(self, earlier=Earlier(ranks.ref, found[-1])) if found else self
 
     @property
     def title(self) -> str:  # noqa: D102
@@ -96,18 +129,26 @@ class Communities(DatasetStage):
         edges = store.get(self.graph.address)
         attract = graph.CsrGraph.load(edges, "attract")
         repel = graph.CsrGraph.load(edges, "repel")
-        label_N = communities.find_communities(
-            attract, self.mining, rng=generator(self.seed, "communities"), repel=repel
-        )
-        partition = balance.balance(
-            label_N,
-            attract=attract,
-            repel=repel,
-            group_N=self.ref.table(store).group_N,
-            spec=self.mining,
-            rng=generator(self.seed, "balance"),
-            progress=progress,
-        )
+        now = self.ref.table(store)
+        given: dict[str, Any] = {
+            "attract": attract,
+            "repel": repel,
+            "group_N": now.group_N,
+            "spec": self.mining,
+            "rng": generator(self.seed, "balance"),
+            "progress": progress,
+        }
+        if self.earlier is None:
+            found_N = communities.find_communities(
+                attract, self.mining, rng=generator(self.seed, "communities"), repel=repel
+            )
+            partition = balance.balance(found_N, **given)
+        else:
+            then = communities.Partition.load(store.get(self.earlier.address))
+            before_N = pairs.rows_before(now, self.earlier.ref.table(store))
+            mended = mend.mend(then.label_N, before_N, **given)
+            partition = mended.partition
+            draft.counts["touched"] = mended.touched
         partition.save(draft)
         draft.counts |= self.graph.ranks.describe(store, partition, self.mining)
         draft.counts |= {"moved": partition.moved, "objective": partition.objective}
@@ -252,12 +293,29 @@ class ManifestOf(Stage):
                     "m": self.mining.m,
                     "teacher": _teacher(store, variants[0]),
                     "quality": [dict(store.get(part.address).counts) for part in variants],
+                    **_carried_over(variants),
                 }
                 for ref, variants in zip(self.refs, self.partitions, strict=True)
             ],
             "lineage": manifest.lineage_of(upstream),
             "libraries": installed(_LIBRARIES),
         }
+
+
+def _carried_over(variants: tuple[Communities, ...]) -> dict[str, Any]:
+    """Name the ranks and communities that this dataset's were made from, if any were."""
+    ranks = variants[0].graph.ranks.earlier
+    if ranks is None:
+        return {}
+    return {
+        "earlier": {
+            "pairs": ranks.ref.digest,
+            "ranks": ranks.address.fingerprint,
+            "communities": [
+                part.earlier.address.fingerprint if part.earlier else None for part in variants
+            ],
+        }
+    }
 
 
 def _teacher(store: ArtifactStore, part: Communities) -> dict[str, Any]:

@@ -28,7 +28,16 @@ from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.errors import InputError
 from b3_core.source import read_texts, source_digest
 
-__all__ = ["SCHEMA", "VERSION", "PairTable", "Split", "group_ids", "read_split", "source_digest"]
+__all__ = [
+    "SCHEMA",
+    "VERSION",
+    "PairTable",
+    "Split",
+    "group_ids",
+    "read_split",
+    "rows_before",
+    "source_digest",
+]
 
 VERSION = 1
 
@@ -102,6 +111,26 @@ class PairTable:
         table = pq.read_table(artifact.path(f"{name}.parquet"))
         dataset = table.schema.metadata[b"dataset"].decode()
         return cls(dataset, table.replace_schema_metadata())
+
+
+def rows_before(now: PairTable, before: PairTable) -> npt.NDArray[np.int64]:
+    """Return where each row of ``now`` was in ``before``: int64, N; -1 where it is fresh.
+
+    Rows are the same where their keys are. Of rows with one key, the first is the first of then.
+    """
+    keys = pa.chunked_array([*before.table["key"].chunks, *now.table["key"].chunks])
+    code = keys.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    order = np.argsort(code, kind="stable")  # runs of one key: rows of then, rows of now
+    starts = np.flatnonzero(np.diff(code[order], prepend=-1))
+    run = np.cumsum(np.diff(code[order], prepend=-1) != 0) - 1
+    then = order < len(before)
+    # Within a run, the n-th row of now is the n-th of then, if there are as many.
+    many = np.add.reduceat(then, starts)[run] if len(order) else run
+    nth = np.arange(len(order)) - starts[run] - many
+    found = ~then & (nth < many)
+    before_N = np.full(len(now), -1, np.int64)
+    before_N[order[found] - len(before)] = order[starts[run[found]] + nth[found]]
+    return before_N
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from b3_core.embed import PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Results, Student
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.ranking import Ranking, ranking_of
-from b3_core.stage import Stage
+from b3_core.stage import Past, Stage
 from b3_core.store import ArtifactStore
 
 _S = TypeVar("_S", bound=Stage)
@@ -60,11 +60,15 @@ class Plan:
         largest = max(v.k for mining, batches in arms.values() for v in mining.variants(batches))
         batch_size = max(batches.batch_size for _, batches in arms.values())
         vectors = []
+        past = Past(store)
         for ref in refs:
             check_rows(ref, k=largest, batch_size=batch_size)
-            vectors.append(Vectors.of(store, ref, spec.teacher, spec.compute.shard_rows))
+            made = Vectors.of(store, ref, spec.teacher, spec.compute.shard_rows)
+            if spec.incremental:
+                made = made.since(past, spec.compute.shard_rows)
+            vectors.append(made)
         ways = {
-            (arm, seed): _Way(spec.name, *arms[arm], seed, spec.train).go(vectors, minings)
+            (arm, seed): _Way(spec.name, *arms[arm], seed, spec.train, past).go(vectors, minings)
             for arm in spec.arm_names
             for seed in spec.seeds
         }
@@ -109,6 +113,7 @@ class _Way:
     batches: BatchSpec
     seed: int
     train: TrainSpec
+    past: Past
 
     def go(self, vectors: Sequence[Vectors], minings: Sequence[MiningSpec]) -> list[_Step]:
         """Plan leg by leg; ``minings`` are those of all arms, which share the first ranks."""
@@ -119,7 +124,9 @@ class _Way:
             if before is not None:
                 vectors = [made.by_student(before.address, self.train) for made in vectors]
             ranks = [
-                ranking_of(made.ref, made.address, self.mining, among=() if leg else minings)
+                ranking_of(made.ref, made.address, self.mining, among=() if leg else minings).since(
+                    self.past, made.earlier
+                )
                 for made in vectors
             ]
             manifest = self._manifest(ranks, batches, leg)
@@ -132,7 +139,9 @@ class _Way:
     def _manifest(self, ranks: Sequence[Ranking], batches: BatchSpec, leg: int) -> ManifestOf:
         partitions = tuple(
             tuple(
-                Communities(table.ref, Graph(table.ref, table, variant), variant, self.seed)
+                Communities(table.ref, Graph(table.ref, table, variant), variant, self.seed).since(
+                    self.past
+                )
                 for variant in self.mining.variants(batches)
             )
             for table in ranks

@@ -92,6 +92,11 @@ class RaySession:
             return max(1, int(torch.cuda.device_count() / self.compute.gpus_per_worker))
         return os.cpu_count() or 1
 
+    @property
+    def on_this_cpu(self) -> bool:
+        """Say whether workers would be processes of this machine without a GPU of their own."""
+        return not (self.compute.gpus_per_worker or os.environ.get("RAY_ADDRESS"))
+
     def pool(self, cls: type, *args: Any, **kwargs: Any) -> ActorPool:
         """Return the pool of actors made by ``cls(*args, **kwargs)``, started if it is not there.
 

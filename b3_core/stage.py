@@ -5,6 +5,7 @@ inputs and its code's version, so a whole run can be planned before anything is 
 stage can be sent to another process.
 """
 
+import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from b3_core.artifacts import Address, Artifact, Draft
+from b3_core.artifacts import Address, Artifact, Draft, canonical_json
 from b3_core.progress import Progress, silent
 from b3_core.store import ArtifactStore
 
@@ -56,12 +57,16 @@ class Stage(ABC):
     @cached_property
     def address(self) -> Address:
         """Where the artifact will be, known before it is made."""
+        return self.address_of(self.inputs)
+
+    def address_of(self, inputs: Mapping[str, str]) -> Address:
+        """Return where the artifact of the same settings and other inputs is."""
         return Address.of(
             self.dataset,
             self.name,
             version=self.version,
             settings=self.settings,
-            inputs=self.inputs,
+            inputs=inputs,
         )
 
     def run(self, store: ArtifactStore, progress: Progress = silent) -> Artifact:
@@ -72,6 +77,31 @@ class Stage(ABC):
         with store.draft(self.address, lineage=self.inputs, settings=self.settings) as draft:
             self.build(store, draft, progress)
         return store.get(self.address)
+
+
+class Past:
+    """What a store holds of earlier runs; each folder is listed once."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self._listed: dict[tuple[str, str], list[Artifact]] = {}
+
+    def artifacts(self, dataset: str, stage: str) -> list[Artifact]:
+        """Return every whole artifact of a dataset's stage, in the order they were finished."""
+        key = dataset, stage
+        if key not in self._listed:
+            self._listed[key] = self.store.artifacts(*key)
+        return self._listed[key]
+
+    def like(self, stage: Stage) -> list[Artifact]:
+        """Return what this version of a stage made with the same settings of whatever inputs."""
+        settings = json.loads(canonical_json(stage.settings))
+        return [
+            artifact
+            for artifact in self.artifacts(stage.dataset, stage.name)
+            if artifact.record["settings"] == settings
+            and artifact.address == stage.address_of(artifact.record["lineage"])
+        ]
 
 
 def missing(stages: Iterable[S], store: ArtifactStore) -> list[S]:

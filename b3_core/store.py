@@ -124,6 +124,20 @@ class ArtifactStore:
             )
         return artifact
 
+    def artifacts(self, dataset: str, stage: str) -> list[Artifact]:
+        """Return every whole artifact of a dataset's stage, in the order they were finished."""
+        folder = self._path(f"{dataset}/{stage}")
+        self.fs.invalidate_cache(folder)
+        try:
+            names = [
+                path.rstrip("/").rsplit("/", 1)[1] for path in self.fs.ls(folder, detail=False)
+            ]
+        except FileNotFoundError:
+            return []
+        found = (self.find(Address(dataset, stage, name)) for name in names)
+        whole = [artifact for artifact in found if artifact is not None]
+        return sorted(whole, key=lambda each: (each.record["finished"], each.fingerprint))
+
     @contextlib.contextmanager
     def draft(
         self,

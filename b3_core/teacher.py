@@ -7,9 +7,10 @@ of shards nor the number of workers can change a bit of the result.
 Legend: N rows, D width.
 """
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -80,6 +81,25 @@ class Embeddings:
             np.concatenate([part.positive_ND for part in parts]),
         )
 
+    def carried(self, before_N: npt.NDArray[np.int64], parts: Sequence[Self]) -> Self:
+        """Return what rows were and became: theirs from here, the fresh ones' from shards.
+
+        Parameters
+        ----------
+        before_N
+            Each row's place among these; -1 where it is fresh.
+        parts
+            Vectors of the fresh rows, in their order.
+        """
+        fresh_N = before_N < 0
+        sides = []
+        for side in ("query_ND", "positive_ND"):
+            vector_ND = getattr(self, side)[before_N]
+            if parts:
+                vector_ND[fresh_N] = np.concatenate([getattr(part, side) for part in parts])
+            sides.append(vector_ND)
+        return type(self)(*sides)
+
 
 def shard_bounds(rows: int, shard_rows: int) -> list[tuple[int, int]]:
     """Cut ``rows`` into shards of whole blocks, at least ``shard_rows`` rows each but the last."""
@@ -138,6 +158,18 @@ def load_model(name: str, *, revision: str | None = None, device: str | None = N
         local_files_only=local,
         revision=None if local else _pinned(name, revision),
     )
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Give torch's threads back when the block ends: a teacher takes all but one away."""
+    import torch  # noqa: PLC0415 - seconds to import
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Teacher:

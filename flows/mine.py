@@ -50,8 +50,13 @@ def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
 
 
 def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
-    """Embed the shards that are missing, each its own task on a warm actor, then join them."""
+    """Embed the shards that are missing, each its own task on a warm actor, then join them.
+
+    A single one is embedded here, unless that is to be done elsewhere: to start Ray takes longer.
+    """
     shards = missing(vectors.shards, store)
+    if len(shards) == 1 and ray.on_this_cpu:
+        run_stage(shards.pop(), store)
     with reporting.step("embed") as progress:
         done = len(vectors.shards) - len(shards)
         progress(done, len(vectors.shards))
