@@ -1,10 +1,13 @@
 """``b3 bench``: what this project does, side by side with what others do."""
 
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 
@@ -190,6 +193,68 @@ def cost(
         return {"rows": found, "exponents": exponents(found), "machine": machine()}
 
     run_command(work, as_json=as_json, verbose=verbose, show=_show_cost)
+
+
+@app.command()
+def remine(
+    *,
+    corpus: Corpus = "code",
+    pairs: Pairs = 60_000,
+    teacher: Teacher = "static",
+    share: Annotated[float, typer.Option(min=0.0, max=0.2, help="Of the rows that differ.")] = 0.01,
+    scattered: Annotated[bool, typer.Option(help="All over the data, not side by side.")] = False,
+    seed: Annotated[int, typer.Option(help="Which rows differ.")] = 0,
+    store: Store = ".b3",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Mine, change some rows, mine again: seconds of each stage, and what became of communities.
+
+    Of the rows that differ a third each are new, gone and edited.
+    """
+
+    def work() -> dict[str, Any]:
+        from b3_core.bench import remine as bench  # noqa: PLC0415
+        from b3_core.bench.machine import machine  # noqa: PLC0415
+        from b3_core.plan import Leg  # noqa: PLC0415
+        from b3_core.store import ArtifactStore  # noqa: PLC0415
+        from flows import outcome  # noqa: PLC0415
+
+        spec = demo_config(
+            corpus, pairs, store, {"part": "validation", "teacher": teacher, "arms": ["b3"]}
+        )
+        artifacts = ArtifactStore(spec.store.root)
+
+        def mine(file: Path, table: Any, *, incremental: bool) -> tuple[Leg, float]:
+            pq.write_table(table, file)
+            dataset = spec.datasets[0].model_copy(update={"uri": str(file)})
+            mined = spec.model_copy(update={"datasets": (dataset,), "incremental": incremental})
+            started = time.perf_counter()
+            run_flow("mine", mined)
+            took = time.perf_counter() - started
+            plan = outcome.plan_in(mined, artifacts)
+            assert plan is not None  # it was mined just now
+            return plan.legs[0], took
+
+        with tempfile.TemporaryDirectory(prefix="b3-remine-") as folder:
+            was, now = bench.before_and_after(
+                pq.read_table(spec.datasets[0].uri),
+                share=share,
+                where="scattered" if scattered else "together",
+                rng=np.random.default_rng(seed),
+            )
+            before, _ = mine(Path(folder, "before.parquet"), was, incremental=False)
+            after, took = mine(Path(folder, "after.parquet"), now, incremental=True)
+        found = bench.compare(before, after, artifacts)
+        return {**found, "command_seconds": round(took, 2), "machine": machine()}
+
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_remine)
+
+
+def _show_remine(console: Console, outcome: dict[str, Any]) -> None:
+    figures = {k: v for k, v in outcome.items() if k not in {"stages", "machine"}}
+    console.print(figures_table([{"figure": k, "value": v} for k, v in figures.items()]))
+    _show(console, outcome, table="stages")
 
 
 def _show(console: Console, outcome: dict[str, Any], *, table: str = "rows") -> None:
