@@ -6,7 +6,6 @@
 Legend: N rows in both, X rows in one.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from b3_core.artifacts import Address, Artifact
 from b3_core.communities import Partition
 from b3_core.manifest import Manifest
-from b3_core.pairs import PairTable
+from b3_core.pairs import PairTable, rows_before
 from b3_core.store import ArtifactStore
 
 Codes = npt.NDArray[np.int64]
@@ -92,8 +91,7 @@ class _Side:
         assert isinstance(store, ArtifactStore)
         self.entry = entry
         pairs = store.get(Address(entry["name"], "pairs", entry["pairs"]))
-        table = PairTable.load(pairs, "train")
-        self.keys = _numbered(table.table["key"].to_pylist())
+        self.table = PairTable.load(pairs, "train")
         last = Address(entry["name"], "communities", entry["communities"][-1])
         self.label_N = Partition.load(store.get(last)).label_N
 
@@ -104,36 +102,26 @@ class _Side:
 
 
 def _compare(before: _Side, after: _Side) -> dict[str, Any]:
-    place = {key: row for row, key in enumerate(after.keys)}
-    both = [(row, place[key]) for row, key in enumerate(before.keys) if key in place]
-    old_N, new_N = np.array(both, np.int64).reshape(-1, 2).T
+    before_N = rows_before(after.table, before.table)
+    new_X = np.flatnonzero(before_N >= 0)
+    old_X = before_N[new_X]
     return {
         "inputs": _changed(before.inputs, after.inputs),
         "rows": {
-            "before": len(before.keys),
-            "after": len(after.keys),
-            "kept": len(both),
-            "added": len(after.keys) - len(both),
-            "removed": len(before.keys) - len(both),
+            "before": len(before.table),
+            "after": len(after.table),
+            "kept": len(new_X),
+            "added": len(after.table) - len(new_X),
+            "removed": len(before.table) - len(new_X),
         },
         "communities": compare_partitions(
-            before.label_N[old_N].astype(np.int64), after.label_N[new_N].astype(np.int64)
+            before.label_N[old_X].astype(np.int64), after.label_N[new_X].astype(np.int64)
         ),
         "quality": {
             name: [side.entry["quality"][-1].get(name) for side in (before, after)]
             for name in _FIGURES
         },
     }
-
-
-def _numbered(keys: list[str]) -> list[tuple[str, int]]:
-    """Give each copy of a row a number, so that it finds its own in the other table."""
-    seen: Counter[str] = Counter()
-    numbered = []
-    for key in keys:
-        numbered.append((key, seen[key]))
-        seen[key] += 1
-    return numbered
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:

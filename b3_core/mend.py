@@ -8,7 +8,7 @@
 
 All other communities keep their rows, so that batches built on them change as little as the data.
 
-Legend: N rows, O rows of then, L loose rows (fresh, or of a community that was given up),
+Legend: N rows, O rows of then, L loose rows (fresh, or of a community that was given up) or others,
 C communities, X rows of the communities that take part in exchanges.
 """
 
@@ -27,10 +27,8 @@ from b3_core.swap import Net, refine
 
 VERSION = 1
 
-# Share of the communities that take part in exchanges, if fewer have changed. Where the rows of a
-# package were renewed, one in a hundred of 50,000, shares of 0 to 0.2 are told apart in
-# docs/decisions.md.
-OPEN_SHARE = 0.1
+# Share of the communities that take part in exchanges; more, if more lost or gained a row.
+OPEN_SHARE = 0.14
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +37,14 @@ class Mended:
 
     partition: Partition
     touched: int
-    """Communities whose rows are not those of one community of then."""
+    """Communities whose rows are not those of one community of then; edited rows are the same."""
 
 
 def mend(
     then_O: Labels,
     before_N: npt.NDArray[np.int64],
     *,
+    edited_N: npt.NDArray[np.bool_],
     attract: CsrGraph,
     repel: CsrGraph | None,
     group_N: npt.NDArray[np.int32],
@@ -61,6 +60,9 @@ def mend(
         Communities of then, all of ``spec.k`` rows but the last.
     before_N
         Where each row was; -1 where it is fresh.
+    edited_N
+        Rows that were there, but are not what they were: they begin where they are, and their
+        communities are among the first to take part in exchanges.
     attract, repel, group_N, spec, rng, progress
         As :func:`b3_core.balance.balance` has them.
 
@@ -86,7 +88,8 @@ def mend(
     settle(net, label_N, free_C, loose_L)
     rest_L = loose_L[label_N[loose_L] < 0]
     label_N[rest_L] = np.repeat(np.arange(len(free_C), dtype=np.int32), free_C)
-    open_C |= _tied(net, label_N, loose_L, share=OPEN_SHARE, but=open_C)
+    other_L = np.union1d(loose_L, np.flatnonzero(edited_N))
+    open_C |= _tied(net, label_N, other_L, share=OPEN_SHARE, but=open_C)
     if spec.swap_rounds and open_C.sum() > 1:
         _swap(net, label_N, open_C, spec, rng=rng, progress=progress)
     partition = Partition(
@@ -127,13 +130,13 @@ def _least_tied(net: Net, row_X: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
 def _tied(
     net: Net,
     label_N: Labels,
-    loose_L: npt.NDArray[np.intp],
+    other_L: npt.NDArray[np.intp],
     *,
     share: float,
     but: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    """Choose the communities that loose rows are tied to most, up to a share of all."""
-    edges = _graph(net)[loose_L]
+    """Choose the communities that other rows than before are tied to most, up to a share of all."""
+    edges = _graph(net)[other_L]
     tie_C = np.bincount(label_N[edges.indices], weights=edges.data, minlength=len(but))
     tie_C[but] = 0.0
     most = max(int(share * len(but)) - int(but.sum()), 0)

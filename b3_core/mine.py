@@ -145,8 +145,9 @@ class Communities(DatasetStage):
             partition = balance.balance(found_N, **given)
         else:
             then = communities.Partition.load(store.get(self.earlier.address))
-            before_N = pairs.rows_before(now, self.earlier.ref.table(store))
-            mended = mend.mend(then.label_N, before_N, **given)
+            same_N = pairs.rows_before(now, self.earlier.ref.table(store))
+            before_N = pairs.edited_rows(same_N, len(then.label_N))
+            mended = mend.mend(then.label_N, before_N, edited_N=before_N != same_N, **given)
             partition = mended.partition
             draft.counts["touched"] = mended.touched
         partition.save(draft)

@@ -33,6 +33,7 @@ __all__ = [
     "VERSION",
     "PairTable",
     "Split",
+    "edited_rows",
     "group_ids",
     "read_split",
     "rows_before",
@@ -118,7 +119,7 @@ def rows_before(now: PairTable, before: PairTable) -> npt.NDArray[np.int64]:
 
     Rows are the same where their keys are. Of rows with one key, the first is the first of then.
     """
-    keys = pa.chunked_array([*before.table["key"].chunks, *now.table["key"].chunks])
+    keys = pa.concat_tables([part.table.select(["key"]) for part in (before, now)])["key"]
     code = keys.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     order = np.argsort(code, kind="stable")  # runs of one key: rows of then, rows of now
     starts = np.flatnonzero(np.diff(code[order], prepend=-1))
@@ -131,6 +132,34 @@ def rows_before(now: PairTable, before: PairTable) -> npt.NDArray[np.int64]:
     before_N = np.full(len(now), -1, np.int64)
     before_N[order[found] - len(before)] = order[starts[run[found]] + nth[found]]
     return before_N
+
+
+def edited_rows(before_N: npt.NDArray[np.int64], rows_before: int) -> npt.NDArray[np.int64]:
+    """Return ``before_N`` with the fresh rows that stand where another row is gone.
+
+    A fresh row counts as that row, edited, if it is as far below the last row that stayed as that
+    row was. What was edited is likely to be much like what it was.
+
+    Parameters
+    ----------
+    before_N
+        As :func:`rows_before` returns it.
+    rows_before
+        How many rows there were.
+    """
+    place_N = np.arange(len(before_N))
+    anchor_N = np.maximum.accumulate(np.where(before_N >= 0, place_N, -1))
+    stands_N = place_N - anchor_N + np.where(anchor_N >= 0, before_N[anchor_N], -1)
+    gone_O = np.ones(rows_before + 1, bool)  # the last for places beyond those of then
+    gone_O[before_N[before_N >= 0]] = False
+    gone_O[-1] = False
+    stands_N = np.minimum(stands_N, rows_before)
+    taken_N = (before_N < 0) & gone_O[stands_N]
+    # Where rows changed their order, two fresh ones may stand where one row was.
+    _, first = np.unique(np.where(taken_N, stands_N, rows_before + 1 + place_N), return_index=True)
+    once_N = np.zeros(len(before_N), bool)
+    once_N[first] = True
+    return np.where(taken_N & once_N, stands_N, before_N)
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,10 +72,10 @@ def compare(before: Leg, after: Leg, store: ArtifactStore) -> dict[str, Any]:
     """
     (vectors,), (part,) = after.vectors, after.communities
     scratch = replace(part, earlier=None).run(store)
-    then = Partition.load(store.get(before.communities[0].address)).label_N
+    then = Partition.load(store.get(before.communities[0].address)).label_N.astype(np.int64)
     before_N = rows_before(part.ref.table(store), before.vectors[0].ref.table(store))
     found = {
-        name: Partition.load(store.get(address)).label_N
+        name: Partition.load(store.get(address)).label_N.astype(np.int64)
         for name, address in (("mended", part.address), ("anew", scratch.address))
     }
     kept_N = before_N >= 0

@@ -44,6 +44,7 @@ def test_sizes_are_exact_and_figures_true_whatever_came_and_went(
     mended = mend(
         then_O,
         before_N,
+        edited_N=np.zeros(len(before_N), bool),
         attract=attract,
         repel=repel,
         group_N=rng.integers(0, now, now).astype(np.int32),
@@ -64,7 +65,14 @@ def test_nothing_changed_nothing_touched(rows):
     then = balance(
         np.arange(rows, dtype=np.int32) // 16, **given, spec=spec, rng=np.random.default_rng(0)
     )
-    mended = mend(then.label_N, np.arange(rows), **given, spec=spec, rng=np.random.default_rng(1))
+    mended = mend(
+        then.label_N,
+        np.arange(rows),
+        edited_N=np.zeros(rows, bool),
+        **given,
+        spec=spec,
+        rng=np.random.default_rng(1),
+    )
     assert mended.touched <= 1  # that of the remainder is open, since it is not full
     assert sets(mended.partition.label_N, np.arange(rows)) == sets(then.label_N, np.arange(rows))
 
@@ -80,6 +88,7 @@ def test_fresh_rows_take_the_places_of_those_they_replace():
     mended = mend(
         then_O,
         before_N,
+        edited_N=np.zeros(len(before_N), bool),
         attract=graph,
         repel=None,
         group_N=np.arange(rows, dtype=np.int32),
@@ -97,7 +106,14 @@ def test_rows_that_change_a_little_leave_most_communities_alone():
     then = balance(np.zeros(2000, np.int32), **given, spec=spec, rng=np.random.default_rng(0))
     before_N = np.arange(2000)
     before_N[np.flatnonzero(then.label_N < 2)[:20]] = -1
-    mended = mend(then.label_N, before_N, **given, spec=spec, rng=np.random.default_rng(0))
+    mended = mend(
+        then.label_N,
+        before_N,
+        edited_N=before_N < 0,
+        **given,
+        spec=spec,
+        rng=np.random.default_rng(0),
+    )
     assert 2 <= mended.touched <= OPEN_SHARE * 125
     whole = balance(np.zeros(2000, np.int32), **given, spec=spec, rng=np.random.default_rng(1))
     assert mended.partition.objective > 0.98 * whole.objective
@@ -108,6 +124,7 @@ def test_arrays_of_other_rows_are_refused():
         mend(
             np.zeros(4, np.int32),
             np.array([0, 1, 4]),
+            edited_N=np.zeros(3, bool),
             attract=random_graph(0, 3, 3),
             repel=None,
             group_N=np.arange(3, dtype=np.int32),

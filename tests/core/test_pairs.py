@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.errors import InputError
-from b3_core.pairs import SCHEMA, PairTable, Split, group_ids, read_split
+from b3_core.pairs import SCHEMA, PairTable, Split, edited_rows, group_ids, read_split, rows_before
 
 Rows = list[tuple[str, str, object]]
 
@@ -262,3 +262,46 @@ def test_groups_equal_union_find(rows: list[tuple[str, str]], cut: int) -> None:
     positive, mark = (chunked([row[side] for row in rows], cut) for side in (0, 1))
     assert group_ids(positive).tolist() == slow_groups(rows, marked=False)
     assert group_ids(positive, mark).tolist() == slow_groups(rows, marked=True)
+
+
+def table_of(*keys):
+    rows = range(len(keys))
+    columns = [list(rows), keys, [f"q{i}" for i in rows], [f"p{i}" for i in rows], list(rows)]
+    return PairTable(
+        "faq", pa.table([pa.array(c) for c in columns], names=SCHEMA.names).cast(SCHEMA)
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "strict", "edited"),
+    [
+        ("abcd", "abcd", [0, 1, 2, 3], [0, 1, 2, 3]),
+        ("abcd", "aXcd", [0, -1, 2, 3], [0, 1, 2, 3]),
+        ("abcd", "acd", [0, 2, 3], [0, 2, 3]),
+        ("abcd", "aXbcd", [0, -1, 1, 2, 3], [0, -1, 1, 2, 3]),
+        ("abcd", "XYcdZ", [-1, -1, 2, 3, -1], [0, 1, 2, 3, -1]),
+        ("abcd", "dcba", [3, 2, 1, 0], [3, 2, 1, 0]),
+        ("aabb", "baab", [2, 0, 1, 3], [2, 0, 1, 3]),
+        ("ab", "bbaa", [1, -1, 0, -1], [1, -1, 0, -1]),
+        ("abcd", "aXaY", [0, -1, -1, -1], [0, 1, 2, 3]),
+        ("abc", "XYZ", [-1, -1, -1], [0, 1, 2]),
+    ],
+)
+def test_rows_are_found_again(before, now, strict, edited):
+    before_N = rows_before(table_of(*now), table_of(*before))
+    assert before_N.tolist() == strict
+    assert edited_rows(before_N, len(before)).tolist() == edited
+
+
+@given(st.text("abcde", max_size=30), st.text("abcdefg", max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_no_row_is_found_twice_and_none_that_is_there_is_missed(before, now):
+    before_N = rows_before(table_of(*now), table_of(*before))
+    found = before_N[before_N >= 0]
+    assert len(set(found.tolist())) == len(found)
+    assert all(before[then] == now[row] for row, then in enumerate(before_N) if then >= 0)
+    both = Counter(before) & Counter(now)
+    assert len(found) == both.total()
+    guessed = edited_rows(before_N, len(before))
+    assert (guessed[before_N >= 0] == found).all()
+    assert len(set(guessed[guessed >= 0].tolist())) == (guessed >= 0).sum()
