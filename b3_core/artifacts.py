@@ -6,6 +6,7 @@ a crash, lands at the same place.
 
 import contextlib
 import hashlib
+import io
 import json
 import shutil
 import tempfile
@@ -92,6 +93,9 @@ class Files(Protocol):
     def local_copy(self, path: str, entry: StoredFile) -> Path:
         """Return a local path of a stored file."""
 
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        """Return some bytes of a stored file, by one request."""
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -140,6 +144,13 @@ class Artifact:
             )
         return local
 
+    def open(self, name: str) -> io.RawIOBase:
+        """Open a file to read parts of it where it is stored: no copy, a request a read.
+
+        Nothing checks the sha256 of what is not read whole.
+        """
+        return _Ranged(self.store, f"{self.address.path}/{self.files[name].path}", self.files[name])
+
     @contextlib.contextmanager
     def folder(self, prefix: str) -> Iterator[Path]:
         """Lay the files under ``prefix/`` out in a temporary folder under their logical names."""
@@ -150,6 +161,34 @@ class Artifact:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.path(name), target)
             yield Path(temporary)
+
+
+class _Ranged(io.RawIOBase):
+    def __init__(self, store: Files, path: str, entry: StoredFile) -> None:
+        self._store, self._path, self._size = store, path, entry.size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
+        if stop <= self._at:
+            return b""
+        body = self._store.read(self._path, self._at, stop)
+        self._at += len(body)
+        return body
 
 
 @dataclass

@@ -2,18 +2,20 @@
 
 Files of a manifest artifact:
 
-``batches.parquet``
+``batches-00000.parquet``, ``batches-00001.parquet``, ...
     A line a slot, sorted by (epoch, batch, slot): ``epoch, batch, slot, dataset, row, row_id, key,
     community, negatives``. ``batch`` counts through all epochs; ``row`` is the position in the
     dataset's pairs table, ``row_id`` in its source. ``community`` is -1 where rows were drawn at
     random, and else numbered in the communities that the epoch uses (``variant_of_epoch`` in the
     head). ``negatives`` are rows of the same dataset, -1 where the batch's windows hold no more.
+    Files and their row groups hold whole batches, as many each as ``layout`` in the head says: any
+    batch is found without a look at the others (:mod:`b3_core.stream`). Pages carry a CRC-32.
 ``left_out.parquet``
     Rows that an epoch leaves out because a last batch would not be full.
 ``manifest.json``
     The head: settings, seed, datasets, lineage with every file's size and sha256, quality.
 
-The bytes of all three depend on data, settings and seed alone: times, paths and machines are in
+The bytes of all depend on data, settings and seed alone: times, paths and machines are in
 the artifact's record.
 """
 
@@ -36,10 +38,15 @@ from b3_core.neighbours import RankTable
 from b3_core.pairs import PairTable
 from b3_core.store import Artifact, ArtifactStore, Draft
 
-VERSION = 2
-SCHEMA = 2
+VERSION = 3
+SCHEMA = 3
 
-_SLOTS = pa.schema(
+# Of one file and of one row group, about. 32 groups have a footer of some 40 kB: pyarrow gets it by
+# one read, if it is below 64 kB, and it does not grow with the manifest.
+FILE_SLOTS = 1 << 19
+GROUP_SLOTS = 1 << 14
+
+SLOTS = pa.schema(
     [
         ("epoch", pa.int16()),
         ("batch", pa.int32()),
@@ -56,6 +63,31 @@ _LEFT_OUT = pa.schema([("epoch", pa.int32()), ("dataset", pa.int32()), ("row", p
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Which file and row group a batch is in."""
+
+    file_batches: int
+    group_batches: int
+
+    @classmethod
+    def of(cls, batch_size: int) -> Self:
+        """Choose whole batches for each: row groups of whole batches, files of whole groups."""
+        group = max(GROUP_SLOTS // batch_size, 1)
+        return cls(max(FILE_SLOTS // (group * batch_size), 1) * group, group)
+
+    def files(self, batches: int) -> list[tuple[str, range]]:
+        """Name the files of a manifest and the batches in each."""
+        return [
+            (self.name(first), range(first, min(first + self.file_batches, batches)))
+            for first in range(0, batches, self.file_batches)
+        ]
+
+    def name(self, batch: int) -> str:
+        """Name the file that a batch is in."""
+        return f"batches-{batch // self.file_batches:05}.parquet"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A batch plan together with its head."""
 
@@ -69,13 +101,17 @@ class Manifest:
         return [entry["name"] for entry in self.head["datasets"]]
 
     def save(self, draft: Draft, pairs: Sequence[PairTable]) -> None:
-        """Write the three files; ``pairs`` are the datasets' tables, in order."""
-        pq.write_table(
-            _slots(self.plan, self.negatives, pairs),
-            draft.path("batches.parquet"),
-            compression="zstd",
-            row_group_size=1 << 17,
-        )
+        """Write all files; ``pairs`` are the datasets' tables, in order."""
+        layout = Layout(**self.head["layout"])
+        taken = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs])
+        for name, batches in layout.files(len(self.plan.row_SB)):
+            pq.write_table(
+                self._slots(batches, pairs, taken),
+                draft.path(name),
+                compression="zstd",
+                row_group_size=layout.group_batches * self.head["batch_size"],
+                write_page_checksum=True,
+            )
         left = self.plan.left_out
         pq.write_table(
             pa.table([left[:, 0], left[:, 1], left[:, 2]], schema=_LEFT_OUT),
@@ -83,6 +119,36 @@ class Manifest:
             compression="zstd",
         )
         draft.write_json("manifest.json", self.head)
+
+    def _slots(
+        self, batches: range, pairs: Sequence[PairTable], taken: pa.Table | None = None
+    ) -> pa.Table:
+        """Return some batches' lines; ``taken`` are all pairs' ids and keys, one after another."""
+        if taken is None:
+            taken = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs])
+        part = slice(batches.start, batches.stop)
+        row_SB = self.plan.row_SB[part]
+        dataset_S, negative_SBH = self.plan.dataset_S[part], self.negatives.row_SBH[part]
+        size, each = row_SB.shape[1], negative_SBH.shape[2]
+        offset = np.concatenate([[0], np.cumsum([len(table) for table in pairs])])
+        named = taken.take(pa.array((row_SB + offset[dataset_S][:, None]).ravel()))
+        names = pa.array([table.dataset for table in pairs])
+        columns = [
+            np.repeat(self.plan.epoch_S[part], size),
+            np.repeat(np.arange(batches.start, batches.stop, dtype=np.int32), size),
+            np.tile(np.arange(size, dtype=np.int32), len(batches)),
+            pa.DictionaryArray.from_arrays(
+                pa.array(np.repeat(dataset_S, size).astype(np.int8)), names
+            ),
+            row_SB.ravel(),
+            named["row_id"].combine_chunks(),
+            named["key"].combine_chunks(),
+            self.plan.community_SB[part].ravel(),
+            pa.ListArray.from_arrays(
+                np.arange(len(batches) * size + 1, dtype=np.int32) * each, negative_SBH.ravel()
+            ),
+        ]
+        return pa.table(columns, schema=SLOTS)
 
     @staticmethod
     def read_head(artifact: Artifact) -> dict[str, Any]:
@@ -112,7 +178,7 @@ class Manifest:
     def load(cls, artifact: Artifact) -> Self:
         """Read a manifest back; sizes and hashes are checked on the way."""
         head = cls.read_head(artifact)
-        table = pq.read_table(artifact.path("batches.parquet"), memory_map=False)
+        table = _read_slots(artifact, head)
         left = pq.read_table(artifact.path("left_out.parquet"))
         size = head["batch_size"]
 
@@ -175,16 +241,23 @@ def verify(artifact: Artifact) -> dict[str, Any]:
             communities = store.get(Address(entry["name"], "communities", fingerprint))
             mine_S = (manifest.plan.dataset_S == d) & (variant_of[manifest.plan.epoch_S] == variant)
             _check_communities(manifest.plan, mine_S, Partition.load(communities).label_N)
-    stored = pq.read_table(artifact.path("batches.parquet"))
-    if not stored.equals(_slots(manifest.plan, manifest.negatives, tables)):
-        raise CorruptArtifactError(
-            f"{artifact.uri}: row ids or keys differ from the datasets'", remedy="mine again"
-        )
+    for name, batches in Layout(**manifest.head["layout"]).files(len(manifest.plan.row_SB)):
+        if not pq.read_table(artifact.path(name)).equals(manifest._slots(batches, tables)):
+            raise CorruptArtifactError(
+                f"{artifact.uri}: row ids or keys differ from the datasets' in {name}",
+                remedy="mine again",
+            )
     return {
         "batches": len(manifest.plan.row_SB),
         "rows": sum(len(table) for table in tables),
         "files": files + len(artifact.files),
     }
+
+
+def _read_slots(artifact: Artifact, head: dict[str, Any]) -> pa.Table:
+    files = Layout(**head["layout"]).files(head["batches"])
+    parts = [pq.read_table(artifact.path(name), memory_map=False) for name, _ in files]
+    return pa.concat_tables([SLOTS.empty_table(), *parts]).unify_dictionaries()
 
 
 def _check_negatives(manifest: Manifest, store: ArtifactStore, tables: Sequence[PairTable]) -> None:
@@ -237,28 +310,3 @@ def lineage_of(artifacts: Sequence[Artifact]) -> dict[str, Any]:
         }
         for artifact in artifacts
     }
-
-
-def _slots(plan: BatchPlan, negatives: Negatives, pairs: Sequence[PairTable]) -> pa.Table:
-    batches, size = plan.row_SB.shape
-    each = negatives.row_SBH.shape[2]
-    offset = np.concatenate([[0], np.cumsum([len(table) for table in pairs])])
-    taken = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs]).take(
-        pa.array((plan.row_SB + offset[plan.dataset_S][:, None]).ravel())
-    )
-    names = pa.array([table.dataset for table in pairs])
-    dataset = pa.array(np.repeat(plan.dataset_S, size).astype(np.int8))
-    columns = [
-        np.repeat(plan.epoch_S, size),
-        np.repeat(np.arange(batches, dtype=np.int32), size),
-        np.tile(np.arange(size, dtype=np.int32), batches),
-        pa.DictionaryArray.from_arrays(dataset, names),
-        plan.row_SB.ravel(),
-        taken["row_id"].combine_chunks(),
-        taken["key"].combine_chunks(),
-        plan.community_SB.ravel(),
-        pa.ListArray.from_arrays(
-            np.arange(batches * size + 1, dtype=np.int32) * each, negatives.row_SBH.ravel()
-        ),
-    ]
-    return pa.table(columns, schema=_SLOTS)

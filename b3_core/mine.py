@@ -4,7 +4,7 @@ Ranking -> Graph -> Communities (one an arm and seed) -> ManifestOf (all dataset
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
 from b3_core import (
@@ -276,6 +276,7 @@ class ManifestOf(Stage):
             "batch_size": self.batching.batch_size,
             "k": self.mining.k,
             "batches": len(plan.row_SB),
+            "layout": asdict(manifest.Layout.of(self.batching.batch_size)),
             "left_out": len(plan.left_out),
             "duplicates": plan.duplicates,
             "negatives": self.batching.negatives,

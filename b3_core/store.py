@@ -195,6 +195,11 @@ class ArtifactStore:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self._path(path))
 
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop) of a file: one request."""
+        body: bytes = self.fs.cat_file(self._path(path), start=start, end=stop)
+        return body
+
     def local_copy(self, path: str, entry: StoredFile) -> Path:
         """Return a local path for a stored file, fetching it once per machine if it is remote."""
         if self._local:

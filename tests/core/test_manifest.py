@@ -80,7 +80,7 @@ def test_negatives_are_in_the_manifest_and_checked(tmp_path):
     assert row_SBH.shape == (*manifest.plan.row_SB.shape, 2)
     assert (row_SBH >= 0).mean() > 0.9
     assert manifest.head["negatives_short"] == (row_SBH < 0).sum()
-    table = pq.read_table(artifact.path("batches.parquet"))
+    table = pq.read_table(artifact.path("batches-00000.parquet"))
     assert table["negatives"].to_pylist()[9] == row_SBH[1, 1].tolist()
     assert verify(artifact)
     members = np.broadcast_to(manifest.plan.row_SB[..., None], row_SBH.shape)
@@ -115,7 +115,7 @@ def test_a_manifest_is_read_back_as_it_was_planned(mined):
     assert manifest.datasets == ["faq"]
     assert manifest.plan.row_SB.shape == (3 * (rows // 8), 8)
     manifest.plan.check([rows])
-    table = pq.read_table(artifact.path("batches.parquet")).to_pandas()
+    table = pq.read_table(artifact.path("batches-00000.parquet")).to_pandas()
     source = stage.refs[0].table(store).table.to_pandas()
     assert (source.row_id[table.row].to_numpy() == table.row_id).all()
     assert (source.key[table.row].to_numpy() == table.key).all()

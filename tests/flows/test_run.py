@@ -36,7 +36,7 @@ def test_run_then_run_again_then_verify(b3, command, write_config, tmp_path):
 
     for uri in first["manifests"]:
         assert command("verify", uri)[1].startswith("sound: ")
-    head = next((tmp_path / "store").glob("small/manifest/*/batches.*.parquet"))
+    head = next((tmp_path / "store").glob("small/manifest/*/batches-*.parquet"))
     head.write_bytes(head.read_bytes()[:-1] + b"?")
     broken = [command("verify", uri) for uri in first["manifests"]]
     assert sorted(code for code, *_ in broken) == [0, 0, 1]
@@ -96,7 +96,7 @@ def test_data_and_store_in_s3_give_the_batches_of_local_ones(b3, write_config, t
     b3("mine", write_config(arms=["b3"]))
     (local,) = (r for r in records(tmp_path / "store").values() if r["stage"] == "manifest")
     record = json.loads(s3fs.S3FileSystem().cat_file(f"{uri}/record.json"))
-    assert record["files"]["batches.parquet"] == local["files"]["batches.parquet"]
+    assert record["files"]["batches-00000.parquet"] == local["files"]["batches-00000.parquet"]
 
 
 @pytest.mark.slow
