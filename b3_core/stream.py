@@ -3,8 +3,8 @@
     record, head  ->  which file and row group a batch is in  ->  the file's footer, the row group
 
 Nothing is copied, and what is read does not grow with the manifest: files are of about half a
-million slots and row groups of sixteen thousand (:class:`b3_core.manifest.Layout`). Pages are checked against their CRC-32;
-the files' sha256 are what ``b3 verify`` checks.
+million slots and row groups of sixteen thousand (:class:`b3_core.manifest.Layout`). Pages are
+checked against their CRC-32; the files' sha256 are what ``b3 verify`` checks.
 
 Legend: B rows of a batch, H negatives a row.
 """

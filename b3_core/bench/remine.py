@@ -21,40 +21,41 @@ from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 
 
-def before_and_after(
+def changed(
     table: pa.Table,
+    others: pa.Table,
     *,
     share: float,
     where: Literal["together", "scattered"],
     rng: np.random.Generator,
-) -> tuple[pa.Table, pa.Table]:
-    """Return a table as it was and as it is; of what differs a third each is new, gone, edited.
+) -> pa.Table:
+    """Return a table with some rows gone, as many edited, and as many new ones at its end.
 
     Parameters
     ----------
-    table
-        Columns ``query`` and ``positive``.
+    table, others
+        Columns ``query`` and ``positive``; new rows are the first of ``others``.
     share
-        Of the rows, how many differ.
+        Of the rows, how many differ in all.
     where
-        ``together``: rows that follow one another, as when a package or a product line is renewed;
-        ``scattered``: drawn from all.
+        What is gone and edited. ``together``: rows that follow one another, as when a package or a
+        product line is renewed; ``scattered``: drawn from all.
     """
     rows = len(table)
     each = max(round(share * rows / 3), 1)
     if where == "together":
-        start = int(rng.integers(rows - 3 * each + 1))
-        chosen = start + rng.permutation(3 * each)
+        start = int(rng.integers(rows - 2 * each + 1))
+        chosen = start + rng.permutation(2 * each)
     else:
-        chosen = rng.choice(rows, 3 * each, replace=False)
-    fresh, gone, edited = (chosen[part * each : (part + 1) * each] for part in range(3))
-    was, now, other = np.ones((3, rows), bool)
-    was[fresh] = now[gone] = other[edited] = False
+        chosen = rng.choice(rows, 2 * each, replace=False)
+    gone, edited = chosen[:each], chosen[each:]
+    stays, other = np.ones((2, rows), bool)
+    stays[gone] = other[edited] = False
     query = pc.if_else(
         pa.array(other), table["query"], pc.binary_join_element_wise(table["query"], "revised", " ")
     )
-    place = table.column_names.index("query")
-    return table.filter(was), table.set_column(place, "query", query).filter(now)
+    after = table.set_column(table.column_names.index("query"), "query", query).filter(stays)
+    return pa.concat_tables([after, others.slice(0, each)])
 
 
 def compare(before: Leg, after: Leg, store: ArtifactStore) -> dict[str, Any]:
