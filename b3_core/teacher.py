@@ -146,7 +146,9 @@ def load_model(name: str, *, revision: str | None = None, device: str | None = N
         Torch device; the first GPU if there is one, by default.
     """
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
+    from transformers.utils import logging  # noqa: PLC0415 - likewise
 
+    logging.disable_progress_bar()  # loading takes less than a second, and b3 draws its own
     if name == "static":
         return packaged.static_teacher().to(device or "cpu")
     folder = str(packaged.minilm_folder()) if name == "minilm" else name
