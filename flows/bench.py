@@ -254,6 +254,43 @@ def remine(
     run_command(work, as_json=as_json, verbose=verbose, show=_show_remine)
 
 
+@app.command()
+def manifest(
+    *,
+    rows: Annotated[int, typer.Option(min=1000, help="Rows of a synthetic dataset.")] = 1_000_000,
+    batch_size: Annotated[int, typer.Option(min=32, help="Rows of a batch.")] = 64,
+    batch: Annotated[int, typer.Option(min=0, help="The batch that is read.")] = 12_345,
+    repeats: Annotated[int, typer.Option(min=1, help="Times it is read.")] = 5,
+    mds_python: Annotated[
+        str | None, typer.Option(help="Interpreter with mosaicml-streaming, for its row.")
+    ] = None,
+    store: Store = ".b3",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a manifest, and the same as datasets' and MDS files: bytes, seconds, one batch read.
+
+    Over S3 with `--store s3://...` and `AWS_ENDPOINT_URL`.
+    """
+
+    def work() -> dict[str, Any]:
+        from b3_core.bench.manifest import bench_manifest  # noqa: PLC0415
+        from tasks import reporting  # noqa: PLC0415
+
+        with reporting.step("manifest") as progress:
+            return bench_manifest(
+                rows=rows,
+                batch_size=batch_size,
+                batch=batch,
+                store=store,
+                mds_python=mds_python,
+                repeats=repeats,
+                progress=progress,
+            )
+
+    run_command(work, as_json=as_json, verbose=verbose, show=partial(_show, table="results"))
+
+
 def _show_remine(console: Console, outcome: dict[str, Any]) -> None:
     figures = {k: v for k, v in outcome.items() if k not in {"stages", "machine"}}
     console.print(figures_table([{"figure": k, "value": v} for k, v in figures.items()]))
