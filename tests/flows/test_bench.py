@@ -47,6 +47,31 @@ def test_bench_cost_has_every_stage_at_every_size(command):
         assert row["seconds"] > 0 and 100 < row["peak_mb"] < 5000, row
 
 
+@pytest.mark.slow  # reads the corpus and mines it twice
+def test_bench_remine_tells_what_changed_from_what_was_done(command, tmp_path):
+    sizes = ("--pairs", "4000", "--store", tmp_path / "store", "--json")
+    code, out, err = command("bench", "remine", *sizes)
+    assert code == 0, err
+    found = json.loads(out)
+    assert 0 < found["fresh"] == found["embedded"] < 0.01 * found["rows"]
+    assert found["touched"] < 0.3 * found["communities"]
+    assert found["window"] > 0.95 * found["window_from_scratch"]
+    code, out, _ = command("bench", "remine", *sizes[:-1])
+    assert code == 0
+    assert "touched" in out and "communities" in out
+
+
+@pytest.mark.slow  # writes a manifest of as many rows as three files hold
+def test_bench_manifest_reads_twice_whatever_the_size(command, gateway_bucket):
+    sizes = ("--rows", "1200000", "--batch", "12345", "--repeats", "2")
+    code, out, err = command("bench", "manifest", *sizes, "--store", gateway_bucket, "--json")
+    assert code == 0, err
+    ours, theirs = json.loads(out)["results"]
+    assert ours["reads"] == 2 and not ours["copied"] and theirs["copied"]
+    assert ours["first_batch_seconds"] < 2
+    assert ours["bytes_a_row"] < theirs["bytes_a_row"]
+
+
 def test_a_corpus_that_is_not_there_is_named(command, tmp_path):
     code, _, err = command("demo", "--corpus", "music", "--store", tmp_path)
     assert code == 2
