@@ -4,8 +4,8 @@
          -> transient error, or fewer bytes than the object has   -> wait, call again
          -> six times transient                                   -> UnreachableError
 
-botocore and s3fs have retries of their own, one inside the other. They are switched off: together
-they would try a request that cannot succeed 150 times, and yet neither retries 409 nor compares
+botocore and s3fs have retries of their own, one inside the other. They are off: with them a request
+that cannot succeed would be sent 5 x 5 x 6 times, and yet neither retries 409 nor compares
 sizes.
 """
 

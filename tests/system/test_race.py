@@ -4,8 +4,8 @@
     2 processes x 2 threads:   poll the address of the round: nothing, or an artifact that is whole
 
 What a reader gets has been checked against its record's sha256; only its first look at an artifact
-fetches the bytes. A round begins when the readers have polled 200 times since the one before. One JSON line of figures
-is printed for each kind of store (``pytest -s``).
+fetches the bytes. A round begins when the readers have polled 200 times since the one before. One
+JSON line of figures is printed for each kind of store (``pytest -s``).
 """
 
 import concurrent.futures
