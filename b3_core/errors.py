@@ -39,6 +39,10 @@ class CorruptArtifactError(B3Error, OSError):
     """Stored bytes are not the bytes that were recorded (exit code 1)."""
 
 
+class UnreachableError(B3Error, OSError):
+    """The store did not do what it was asked, though asked again and again (exit code 1)."""
+
+
 def reason(error: BaseException) -> str:
     """Return one line of a library's error, without the URL parts that could hold a secret."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__

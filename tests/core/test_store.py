@@ -1,14 +1,19 @@
 import json
 import os
 import pickle
+import random
+import shutil
 import threading
 
 import numpy as np
 import pytest
 
+from b3_core import remote
 from b3_core.artifacts import Address, canonical_json
-from b3_core.errors import CorruptArtifactError, InputError
+from b3_core.errors import CorruptArtifactError, InputError, UnreachableError
 from b3_core.store import ArtifactStore, open_artifact
+from tests.conftest import use_s3
+from tests.system.fault_proxy import FaultProxy
 
 ADDRESS = Address("data", "stage", "f00d")
 
@@ -150,3 +155,88 @@ def test_an_address_hashes_what_is_made_and_nothing_else():
         address(settings={"a": np.int64(1)})
     with pytest.raises(ValueError):
         canonical_json(float("nan"))
+
+
+@pytest.fixture
+def proxied(s3_server, s3_bucket, monkeypatch):
+    """A store behind a proxy that can break requests; retries do not wait."""
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0)
+    with FaultProxy(s3_server) as proxy:
+        use_s3(monkeypatch, proxy.url)
+        yield proxy, ArtifactStore(f"{s3_bucket}/store")
+
+
+def test_a_transient_error_is_tried_again_by_one_layer_and_not_for_ever(proxied):
+    proxy, store = proxied
+    artifact = publish(store)
+    for fault in ("409", "429", "500", "503", "reset"):
+        proxy.plan("head", fault)
+        assert store.get(ADDRESS).record == artifact.record
+        assert proxy.injected == 1
+        proxy.plan("head", fault, times=99)
+        with pytest.raises(UnreachableError, match="failed 6 times"):
+            store.find(ADDRESS)
+        # aiohttp itself sends once more what it sent on a connection that had been used before.
+        assert proxy.injected == remote.ATTEMPTS * (2 if fault == "reset" else 1)
+
+
+def test_a_permanent_error_is_not_tried_again(proxied):
+    proxy, store = proxied
+    for fault in ("400", "403", "404"):
+        proxy.plan("put", fault, times=99)
+        with pytest.raises(OSError, match="planned"):
+            publish(store)
+        assert proxy.injected == 1
+    assert store.files() == {}
+
+
+def test_other_bytes_than_there_are_are_fetched_again(proxied, monkeypatch, tmp_path):
+    proxy, store = proxied
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    artifact = publish(store)
+    for fault in ("truncated", "short", "flipped"):
+        proxy.plan("get", fault)
+        assert store.get(ADDRESS).record == artifact.record
+        assert proxy.injected == 1
+        shutil.rmtree(tmp_path, ignore_errors=True)  # nothing is fetched yet
+        tmp_path.mkdir()
+        proxy.plan("get", fault)
+        assert artifact.path("sub/hello.bin").read_bytes() == b"hello"
+        assert proxy.injected == 1
+
+
+def test_a_lost_reply_to_the_creation_of_a_record_is_no_failure(proxied, monkeypatch):
+    proxy, store = proxied
+    proxy.plan("create", "lost")
+    mine = publish(store).record
+    assert proxy.injected == 1
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)  # even if nothing is tried again
+    proxy.plan("create", "lost")
+    other = Address("data", "stage", "beef")
+    assert publish(store, address=other).record["writer"] != mine["writer"]
+    store.check_writable()
+    proxy.plan("create", "lost")
+    store.check_writable()
+    assert proxy.injected == 1
+
+
+def test_a_cached_copy_that_has_rotted_is_fetched_again(s3_bucket, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    artifact = publish(ArtifactStore(s3_bucket))
+    artifact.path("sub/hello.bin").write_bytes(b"hellp")
+    assert artifact.path("sub/hello.bin").read_bytes() == b"hello"
+
+
+def test_a_retry_leaves_the_global_generator_alone(monkeypatch):
+    before = random.getstate()
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0)
+    fs = remote.Remote(None)
+    fails = iter([ConnectionResetError(), ConnectionResetError()])
+
+    def flaky():
+        for error in fails:
+            raise error
+        return "done"
+
+    assert fs._tried(flaky) == "done"
+    assert random.getstate() == before

@@ -1,0 +1,173 @@
+"""A file system over a network, whose calls are tried again: the one layer that does so.
+
+    call -> permanent error (403, 404, 412, no such bucket)       -> raised at once
+         -> transient error, or fewer bytes than the object has   -> wait, call again
+         -> six times transient                                   -> UnreachableError
+
+botocore and s3fs have retries of their own, one inside the other. They are off: with them a request
+that cannot succeed would be sent 5 x 5 x 6 times, and yet neither retries 409 nor compares
+sizes.
+"""
+
+import functools
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from b3_core.errors import UnreachableError, reason
+
+ATTEMPTS = 6
+FIRST_WAIT = 0.2  # seconds at most; each further wait is three times as long, 24 s in all
+_STATUS = {408, 409, 429}  # 409 on a conditional write means: two at once, try again
+_CODES = {
+    "BadDigest",
+    "IncompleteBody",
+    "InternalError",
+    "NoSuchUpload",  # its end came through, but not the reply: it is there no more
+    "RequestTimeout",
+    "SlowDown",
+    "XAmzContentSHA256Mismatch",
+}
+# Not the global generator: igraph draws from it, and a retry must not change what is mined.
+_jitter = random.SystemRandom()
+
+
+class ShortTransferError(OSError):
+    """Fewer bytes came through than there are."""
+
+
+class Remote:
+    """An fsspec file system; every call is tried again where that can help.
+
+    Repeating is safe, since the store's files are named by content and its records are created
+    only if absent.
+
+    Parameters
+    ----------
+    fs
+        What does the work, with retries of its own off.
+    transient
+        Errors without an HTTP status that may be gone the next time.
+    reading
+        How to read a small file, in the file system's own words.
+    """
+
+    def __init__(
+        self,
+        fs: Any,
+        transient: tuple[type[BaseException], ...] = (),
+        reading: Mapping[str, object] | None = None,
+    ) -> None:
+        self._fs = fs
+        self._reading = reading or {}
+        self._transient: tuple[type[BaseException], ...] = (
+            ConnectionError,
+            TimeoutError,
+            ShortTransferError,
+            *transient,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a method of the file system, with patience."""
+        found = getattr(self._fs, name)
+        return functools.partial(self._tried, found) if callable(found) else found
+
+    def cat_file(self, stored: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return all bytes of a file, or [start, end) of a file that has so many."""
+
+        def read() -> bytes:
+            if start is not None and end is not None:
+                part: bytes = self._fs.cat_file(stored, start=start, end=end)
+                if len(part) != end - start:
+                    raise ShortTransferError(f"{len(part)} bytes here, {end - start} asked for")
+                return part
+            body: bytes = self._fs.cat_file(stored, **self._reading)
+            self._compare(stored, len(body))
+            return body
+
+        whole: bytes = self._tried(read)
+        return whole
+
+    def get_file(self, stored: str, local: str) -> None:
+        """Fetch a whole file."""
+
+        def fetch() -> None:
+            self._fs.get_file(stored, local)
+            self._compare(stored, os.path.getsize(local))
+
+        self._tried(fetch)
+
+    def put_file(self, local: str, stored: str) -> None:
+        """Upload a whole file."""
+
+        def upload() -> None:
+            self._fs.put_file(local, stored)
+            self._compare(stored, os.path.getsize(local))
+
+        self._tried(upload)
+
+    def _compare(self, stored: str, size: int) -> None:
+        self._fs.invalidate_cache(stored)
+        there = self._fs.size(stored)
+        if there != size:
+            raise ShortTransferError(f"{size} bytes here, {there} in the store")
+
+    def _tried(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return call(*args, **kwargs)
+            except Exception as error:
+                if not self._may_pass(error):
+                    raise
+                if attempt == ATTEMPTS:
+                    raise UnreachableError(
+                        f"the store failed {ATTEMPTS} times: {reason(error)}",
+                        remedy="run the same command again: what is finished is kept",
+                    ) from error
+            longest = FIRST_WAIT * 3 ** (attempt - 1)
+            time.sleep(_jitter.uniform(longest / 2, longest))
+        raise AssertionError("unreachable")
+
+    def _may_pass(self, error: Exception) -> bool:
+        """Tell whether the same call can succeed later."""
+        for cause in (error, error.__cause__):  # s3fs raises OSError from botocore's error
+            response = getattr(cause, "response", None)
+            if isinstance(response, dict):
+                status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                code = response.get("Error", {}).get("Code")
+                return status >= 500 or status in _STATUS or code in _CODES
+        return isinstance(error, self._transient)
+
+
+def open_fs(root: str) -> tuple[Any, str]:
+    """Return the file system of a local folder or fsspec URI, and the path in it.
+
+    Raises
+    ------
+    ValueError, ImportError
+        There is no such kind of file system, or its package is missing.
+    """
+    if not root.startswith(("s3://", "s3a://")):
+        fs, base = fsspec.core.url_to_fs(root)
+        alone = isinstance(fs, LocalFileSystem | MemoryFileSystem)
+        return (fs if alone else Remote(fs)), base
+    from botocore.exceptions import ConnectionError as NoConnection  # noqa: PLC0415
+    from botocore.exceptions import FlexibleChecksumError, IncompleteReadError  # noqa: PLC0415
+    from s3fs.core import S3_RETRYABLE_ERRORS  # noqa: PLC0415 - slow, and only S3 needs it
+
+    fs, base = fsspec.core.url_to_fs(
+        root,
+        use_listings_cache=False,  # another process may have written since
+        config_kwargs={"retries": {"total_max_attempts": 1}},
+    )
+    fs.retries = 1
+    damaged = FlexibleChecksumError, IncompleteReadError
+    # Else s3fs asks for the size first, to fetch large files in parts: a third of the requests.
+    reading = {"max_concurrency": 1}
+    return Remote(fs, (NoConnection, *damaged, *S3_RETRYABLE_ERRORS), reading), base
