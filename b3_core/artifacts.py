@@ -132,8 +132,13 @@ class Artifact:
         Raises
         ------
         CorruptArtifactError
-            The stored bytes are not the recorded ones.
+            The stored bytes are not the recorded ones, or the record has no such file.
         """
+        if name not in self.files:
+            raise CorruptArtifactError(
+                f"{self.uri} has no file {name}",
+                remedy="delete the artifact's folder and run the same command again",
+            )
         entry = self.files[name]
         local = self.store.local_copy(f"{self.address.path}/{entry.path}", entry)
         if local.stat().st_size != entry.size or sha256_file(local) != entry.sha256:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from b3_core.artifacts import Address, canonical_json
-from b3_core.errors import CorruptArtifactError, InputError
+from b3_core.errors import B3Error, CorruptArtifactError, InputError
 from b3_core.store import ArtifactStore, open_artifact
 
 ADDRESS = Address("data", "stage", "f00d")
@@ -150,3 +150,20 @@ def test_an_address_hashes_what_is_made_and_nothing_else():
         address(settings={"a": np.int64(1)})
     with pytest.raises(ValueError):
         canonical_json(float("nan"))
+
+
+def test_a_flipped_bit_in_any_byte_of_a_record_is_found(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    with store.draft(ADDRESS, lineage={}, settings={"small": 1e-05, 10: "ten", 9: "nine"}) as draft:
+        draft.counts["share"] = 1e-05  # 1E-05 is the same number, but not the same byte
+    record = tmp_path / ADDRESS.path / "record.json"
+    body = record.read_bytes()
+    for place in range(len(body)):
+        for bit in (0, 5):
+            flipped = bytearray(body)
+            flipped[place] ^= 1 << bit
+            record.write_bytes(flipped)
+            with pytest.raises(B3Error, match=r"record\.json is|schema version"):
+                store.find(ADDRESS)
+    record.write_bytes(body)
+    assert store.find(ADDRESS)
