@@ -437,7 +437,9 @@ def _verify_lineage(store: ArtifactStore, head: dict[str, Any], where: str) -> i
     """Check every file that a manifest stands on, and what the head says of their artifacts."""
     upstream = [each for entry in head["datasets"] for each in _upstream(store, entry, head, where)]
     found, expected = head["lineage"], lineage_of(upstream)
-    same(where, {"lineage": sorted(found)}, {"lineage": sorted(expected)})
+    for path in sorted(found.keys() ^ expected.keys()):
+        what = "names" if path in found else "lacks"
+        raise CorruptArtifactError(f"{where}: lineage {what} {path}", remedy="mine again")
     for artifact in upstream:
         for name in artifact.files:
             artifact.path(name)  # raises if the bytes are not the recorded ones
