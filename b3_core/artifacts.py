@@ -136,8 +136,13 @@ class Artifact:
         Raises
         ------
         CorruptArtifactError
-            The stored bytes are not the recorded ones.
+            The stored bytes are not the recorded ones, or the record has no such file.
         """
+        if name not in self.files:
+            raise CorruptArtifactError(
+                f"{self.uri} has no file {name}",
+                remedy="delete the artifact's folder and run the same command again",
+            )
         entry = self.files[name]
         stored = f"{self.address.path}/{entry.path}"
         local = self.store.local_copy(stored, entry)

@@ -67,7 +67,7 @@ class BatchPlan:
 
         Every row is exactly once in each epoch, or left out of it; no row is left out twice in a
         row; fewer rows are left out than fill a batch; a community is in one batch of an epoch,
-        in consecutive slots.
+        in consecutive slots. ``left_out`` is sorted.
 
         Raises
         ------
@@ -75,7 +75,8 @@ class BatchPlan:
             The first fault, naming epoch, dataset and row or community.
         """
         epochs = int(self.epoch_S.max(initial=-1)) + 1
-        if (np.diff(self.epoch_S) < 0).any() or len(np.unique(self.epoch_S)) != epochs:
+        numbers = np.unique(self.epoch_S)
+        if (np.diff(self.epoch_S) < 0).any() or not np.array_equal(numbers, np.arange(epochs)):
             raise ValueError("epochs are not 0, 1, 2, ... in order")
         left_LX = self.left_out
         for name, dataset_X in (("a batch", self.dataset_S), ("left_out", left_LX[:, 1])):
@@ -83,6 +84,10 @@ class BatchPlan:
                 raise ValueError(f"{name} is of none of the {len(sizes)} datasets")
         if not np.isin(left_LX[:, 0], np.arange(epochs)).all():
             raise ValueError(f"left_out is of none of the {epochs} epochs")
+        if (np.lexsort(left_LX.T[::-1]) != np.arange(len(left_LX))).any():
+            raise ValueError("left_out is not sorted by epoch, dataset and row")
+        if self.community_SB.min(initial=-1) < -1:
+            raise ValueError(f"community {self.community_SB.min()} is negative, and not -1")
         for dataset, rows in enumerate(sizes):
             before_N = np.zeros(rows, bool)
             for epoch in range(epochs):
@@ -91,6 +96,13 @@ class BatchPlan:
                 left_L = left_LX[(left_LX[:, 0] == epoch) & (left_LX[:, 1] == dataset), 2]
                 before_N = self._check_rows(self.row_SB[batch_S], left_L, before_N, where=where)
                 _check_communities(self.community_SB[batch_S], where=where)
+
+    def count_duplicates(self, group_of: Sequence[npt.NDArray[np.int32]]) -> int:
+        """Count what ``duplicates`` says, from the groups of each dataset's rows."""
+        return sum(
+            _repeats(group_N[self.row_SB[self.dataset_S == dataset]])
+            for dataset, group_N in enumerate(group_of)
+        )
 
     def _check_rows(
         self, row_SB: Rows, left_L: Rows, before_N: npt.NDArray[np.bool_], *, where: str

@@ -151,6 +151,17 @@ class MiningSpec(Spec):
         found = [self.variant(phase) for phase in mined] or [self]
         return list({mining.model_dump_json(): mining for mining in found}.values())
 
+    def variant_of_epoch(self, batches: "BatchSpec") -> list[int]:
+        """Return which of ``variants`` each epoch uses; where none is mined, the last one did."""
+        variants = self.variants(batches)
+        chosen = 0
+        found = []
+        for segments in batches.segments():
+            mined = [self.variant(phase) for _, phase in segments if phase.random_share < 1]
+            chosen = variants.index(mined[0]) if mined else chosen
+            found.append(chosen)
+        return found
+
     def cutoff(self, task: str) -> int:
         """Return p: the one given, else the default of the dataset's task."""
         return DEFAULT_P[task] if self.p is None else self.p

@@ -79,7 +79,10 @@ class Student(Stage):
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         from b3_core.train import train_student  # noqa: PLC0415 - imports torch
 
-        manifest = Manifest.load(store.get(self.manifest.address))
+        made = store.get(self.manifest.address)
+        manifest = Manifest.load(made)
+        tables = [ref.table(store) for ref in self.manifest.refs]
+        manifest.check(tables, where=made.uri)
         with contextlib.ExitStack() as stack:
             initial = None
             done = {"steps": 0, "examples_seen": 0, "train_seconds": 0.0}
@@ -88,7 +91,7 @@ class Student(Stage):
                 initial = stack.enter_context(trained.folder("model"))
                 done = {name: trained.counts[name] for name in done}
             result = train_student(
-                [ref.table(store) for ref in self.manifest.refs],
+                tables,
                 manifest.plan,
                 self.train,
                 seed=self.manifest.seed,

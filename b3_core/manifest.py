@@ -19,7 +19,6 @@ The bytes of all depend on data, settings and seed alone: times, paths and machi
 the artifact's record.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -27,19 +26,22 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from b3_core import head as heads
 from b3_core.artifacts import Address
 from b3_core.batches import BatchPlan
 from b3_core.communities import Partition
-from b3_core.errors import CorruptArtifactError, InputError
+from b3_core.config import BatchSpec
+from b3_core.errors import CorruptArtifactError, InputError, reason
+from b3_core.head import same
 from b3_core.negatives import Negatives
 from b3_core.neighbours import RankTable
 from b3_core.pairs import PairTable
 from b3_core.store import Artifact, ArtifactStore, Draft
 
-VERSION = 3
-SCHEMA = 3
+VERSION = 4
 
 # Of one file and of one row group, about. 32 groups have a footer of some 40 kB: pyarrow gets it by
 # one read, if it is below 64 kB, and it does not grow with the manifest.
@@ -152,12 +154,14 @@ class Manifest:
 
     @staticmethod
     def read_head(artifact: Artifact) -> dict[str, Any]:
-        """Read ``manifest.json`` alone.
+        """Read ``manifest.json`` alone, and check it as far as that goes (:mod:`b3_core.head`).
 
         Raises
         ------
         InputError
             The artifact is no manifest, or of another schema version.
+        CorruptArtifactError
+            The head contradicts itself, or the address it is at.
         """
         if artifact.address.stage != "manifest":
             raise InputError(
@@ -165,21 +169,20 @@ class Manifest:
                 expected="a manifest",
                 remedy="take the URI from the output of b3 mine",
             )
-        head: dict[str, Any] = json.loads(artifact.path("manifest.json").read_bytes())
-        if head["schema"] != SCHEMA:
-            raise InputError(
-                f"manifest {artifact.uri} has schema version {head['schema']}",
-                expected=f"version {SCHEMA}",
-                remedy="mine again with this version of b3",
-            )
-        return head
+        return heads.read(artifact)
 
     @classmethod
     def load(cls, artifact: Artifact) -> Self:
-        """Read a manifest back; sizes and hashes are checked on the way."""
+        """Read a manifest back; sizes, hashes and the form of every file are checked on the way.
+
+        Raises
+        ------
+        CorruptArtifactError
+            A file is not what was recorded, or not what the head says of it.
+        """
         head = cls.read_head(artifact)
         table = _read_slots(artifact, head)
-        left = pq.read_table(artifact.path("left_out.parquet"))
+        left = _read_table(artifact, "left_out.parquet", _LEFT_OUT)
         size = head["batch_size"]
 
         def column(name: str) -> Any:
@@ -187,24 +190,69 @@ class Manifest:
 
         dataset = table["dataset"].combine_chunks()
         index = {entry["name"]: i for i, entry in enumerate(head["datasets"])}
-        to_index = np.array([index[name] for name in dataset.dictionary.to_pylist()], np.int16)
+        known = dataset.dictionary.to_pylist()
+        if not index.keys() >= set(known):
+            raise CorruptArtifactError(
+                f"{artifact.uri}: batches are of datasets {', '.join(map(str, known))}",
+                expected=", ".join(index),
+                remedy="mine again",
+            )
+        to_index = np.array([index[name] for name in known], np.int16)
+        dataset_SB = to_index[dataset.indices.to_numpy()].reshape(-1, size)
+        _check_slots(artifact.uri, column, dataset_SB)
         plan = BatchPlan(
             row_SB=column("row"),
-            dataset_S=to_index[dataset.indices.to_numpy()].reshape(-1, size)[:, 0],
+            dataset_S=dataset_SB[:, 0],
             epoch_S=column("epoch")[:, 0],
             community_SB=column("community"),
             left_out=np.column_stack([left[name].to_numpy() for name in _LEFT_OUT.names]),
             duplicates=head["duplicates"],
         )
-        flat = table["negatives"].combine_chunks().values.to_numpy()
+        flat = table["negatives"].combine_chunks().flatten().to_numpy()
         return cls(head, plan, Negatives(flat.reshape(*plan.row_SB.shape, head["negatives"])))
+
+    def check(self, tables: Sequence[PairTable], *, where: str) -> None:
+        """Check the plan against the datasets' rows: what must hold before anything is trained.
+
+        Parameters
+        ----------
+        tables
+            The datasets' training rows, in the manifest's order.
+        where
+            The manifest's URI, for the message.
+
+        Raises
+        ------
+        CorruptArtifactError
+            They are other datasets or other rows, or an invariant of the plan is broken.
+        """
+        same(where, {"datasets": self.datasets}, {"datasets": [t.dataset for t in tables]})
+        for entry, table in zip(self.head["datasets"], tables, strict=True):
+            expected = {"rows": len(table), "digest": table.digest}
+            same(f"{where}: dataset {entry['name']}", entry, expected)
+        try:
+            self.plan.check([len(table) for table in tables])
+        except ValueError as error:
+            raise CorruptArtifactError(f"{where}: {error}", remedy="mine again") from error
+        found = {
+            "epochs": len(self.head["variant_of_epoch"]),
+            **{name: self.head[name] for name in ("left_out", "duplicates", "negatives_short")},
+        }
+        expected = {
+            "epochs": int(self.plan.epoch_S[-1]) + 1,
+            "left_out": len(self.plan.left_out),
+            "duplicates": self.plan.count_duplicates([table.group_N for table in tables]),
+            "negatives_short": self.negatives.shortage,
+        }
+        same(where, found, expected)
 
 
 def verify(artifact: Artifact) -> dict[str, Any]:
-    """Check a manifest against everything it was made from that the store still holds.
+    """Check a manifest against everything it was made from.
 
-    Every file's size and sha256, of the manifest and of each artifact in its lineage; the
-    invariants of the batch plan; row ids and keys against the datasets' pairs.
+    Every file's size and sha256, of the manifest and of each artifact in its lineage; the head
+    against their records; the invariants of the batch plan; rows, communities and negatives against
+    pairs, communities and ranks. What is not redone is the drawing itself.
 
     Returns
     -------
@@ -213,51 +261,121 @@ def verify(artifact: Artifact) -> dict[str, Any]:
 
     Raises
     ------
-    CorruptArtifactError
+    B3Error
         The first fault, by name.
     """
     manifest = Manifest.load(artifact)
+    head, plan = manifest.head, manifest.plan
     store = artifact.store
     assert isinstance(store, ArtifactStore)
-    files = _verify_lineage(store, manifest.head["lineage"])
-    tables = []
-    for entry in manifest.head["datasets"]:
-        pairs = store.get(Address(entry["name"], "pairs", entry["pairs"]))
-        tables.append(PairTable.load(pairs, "train"))
-        if tables[-1].digest != entry["digest"]:
-            raise CorruptArtifactError(
-                f"dataset {entry['name']} has digest {tables[-1].digest[:12]}",
-                expected=entry["digest"][:12],
-                remedy="mine again",
-            )
+    files = _verify_lineage(store, head, artifact.uri)
+    tables = [
+        PairTable.load(store.get(Address(entry["name"], "pairs", entry["pairs"])), "train")
+        for entry in head["datasets"]
+    ]
+    manifest.check(tables, where=artifact.uri)
     try:
-        manifest.plan.check([len(table) for table in tables])
         _check_negatives(manifest, store, tables)
     except ValueError as error:
         raise CorruptArtifactError(f"{artifact.uri}: {error}", remedy="mine again") from error
-    variant_of = np.array(manifest.head["variant_of_epoch"])
-    for d, entry in enumerate(manifest.head["datasets"]):
+    variant_of = np.array(head["variant_of_epoch"])
+    for d, entry in enumerate(head["datasets"]):
         for variant, fingerprint in enumerate(entry["communities"]):
             communities = store.get(Address(entry["name"], "communities", fingerprint))
-            mine_S = (manifest.plan.dataset_S == d) & (variant_of[manifest.plan.epoch_S] == variant)
-            _check_communities(manifest.plan, mine_S, Partition.load(communities).label_N)
-    for name, batches in Layout(**manifest.head["layout"]).files(len(manifest.plan.row_SB)):
-        if not pq.read_table(artifact.path(name)).equals(manifest._slots(batches, tables)):
-            raise CorruptArtifactError(
-                f"{artifact.uri}: row ids or keys differ from the datasets' in {name}",
-                remedy="mine again",
-            )
+            mine_S = (plan.dataset_S == d) & (variant_of[plan.epoch_S] == variant)
+            _check_communities(plan, mine_S, Partition.load(communities).label_N, artifact.uri)
+        _check_drawn(plan, d, BatchSpec(**head["settings"]["batches"]), artifact.uri)
+    for name, batches in Layout(**head["layout"]).files(len(plan.row_SB)):
+        stored, expected = pq.read_table(artifact.path(name)), manifest._slots(batches, tables)
+        for column in SLOTS.names:
+            if not stored[column].equals(expected[column]):
+                raise CorruptArtifactError(
+                    f"{artifact.uri}: column {column} of {name} differs from the datasets'",
+                    remedy="mine again",
+                )
     return {
-        "batches": len(manifest.plan.row_SB),
+        "batches": len(plan.row_SB),
         "rows": sum(len(table) for table in tables),
         "files": files + len(artifact.files),
     }
 
 
+def _read_table(artifact: Artifact, name: str, schema: pa.Schema) -> pa.Table:
+    path = artifact.path(name)
+    try:
+        table = pq.read_table(path, memory_map=False)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptArtifactError(
+            f"{artifact.uri}: {name} cannot be read: {reason(error)}", remedy="mine again"
+        ) from error
+    if not table.schema.equals(schema):
+        found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+        raise CorruptArtifactError(
+            f"{artifact.uri}: {name} has columns {found}",
+            expected=", ".join(f"{field.name} {field.type}" for field in schema),
+            remedy="mine again",
+        )
+    for column in table.column_names:
+        if table[column].null_count:
+            raise CorruptArtifactError(
+                f"{artifact.uri}: column {column} of {name} holds nulls", remedy="mine again"
+            )
+    return table
+
+
 def _read_slots(artifact: Artifact, head: dict[str, Any]) -> pa.Table:
-    files = Layout(**head["layout"]).files(head["batches"])
-    parts = [pq.read_table(artifact.path(name), memory_map=False) for name, _ in files]
-    return pa.concat_tables([SLOTS.empty_table(), *parts]).unify_dictionaries()
+    """Read the slots of all batches; files and row groups hold what the layout says."""
+    layout, batches, size = Layout(**head["layout"]), head["batches"], head["batch_size"]
+    many = -(-batches // layout.file_batches)  # a wrong number must not become a long list
+    named = {"left_out.parquet", "manifest.json"}
+    if len(artifact.files) == many + len(named):
+        named |= {name for name, _ in layout.files(batches)}
+    if artifact.files.keys() != named:
+        raise CorruptArtifactError(
+            f"{artifact.uri} has files {', '.join(sorted(artifact.files))}",
+            expected=f"{many} of batches, left_out.parquet and manifest.json",
+            remedy="delete that folder and mine again",
+        )
+    parts = [SLOTS.empty_table()]
+    for name, held in layout.files(batches):
+        parts.append(_read_table(artifact, name, SLOTS))
+        footer = pq.read_metadata(artifact.path(name))
+        groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+        each = range(held.start, held.stop, layout.group_batches)
+        expected = [min(layout.group_batches, held.stop - first) * size for first in each]
+        same(
+            f"{artifact.uri}: {name}",
+            {"slots of its row groups": groups},
+            {"slots of its row groups": expected},
+        )
+        lengths = pc.list_value_length(parts[-1]["negatives"]).to_numpy()
+        if (lengths != head["negatives"]).any() or _nulls_in_lists(parts[-1]["negatives"]):
+            raise CorruptArtifactError(
+                f"{artifact.uri}: {name} has slots without {head['negatives']} negatives",
+                remedy="mine again",
+            )
+    return pa.concat_tables(parts).unify_dictionaries()
+
+
+def _nulls_in_lists(lists: pa.ChunkedArray) -> int:
+    return sum(chunk.flatten().null_count for chunk in lists.chunks)
+
+
+def _check_slots(where: str, column: Any, dataset_SB: npt.NDArray[np.int16]) -> None:
+    """Check that lines are in order, and that a batch has one epoch and one dataset."""
+    epoch_SB = column("epoch")
+    batches, size = epoch_SB.shape
+    wrong = {
+        "is where another should be": column("batch") != np.arange(batches)[:, None],
+        "has its slots out of order": column("slot") != np.arange(size),
+        "is of several epochs": epoch_SB != epoch_SB[:, :1],
+        "has rows of several datasets": dataset_SB != dataset_SB[:, :1],
+    }
+    for what, wrong_SB in wrong.items():
+        if wrong_SB.any():
+            batch = np.flatnonzero(wrong_SB.any(axis=1))[0]
+            raise CorruptArtifactError(f"{where}: batch {batch} {what}", remedy="mine again")
 
 
 def _check_negatives(manifest: Manifest, store: ArtifactStore, tables: Sequence[PairTable]) -> None:
@@ -275,7 +393,7 @@ def _check_negatives(manifest: Manifest, store: ArtifactStore, tables: Sequence[
 
 
 def _check_communities(
-    plan: BatchPlan, mine_S: npt.NDArray[np.bool_], label_N: npt.NDArray[np.int32]
+    plan: BatchPlan, mine_S: npt.NDArray[np.bool_], label_N: npt.NDArray[np.int32], where: str
 ) -> None:
     community_SB = plan.community_SB[mine_S]
     wrong_SB = (label_N[plan.row_SB[mine_S]] != community_SB) & (community_SB >= 0)
@@ -283,23 +401,96 @@ def _check_communities(
     if wrong_S.size:
         batch = np.flatnonzero(mine_S)[wrong_S[0]]
         raise CorruptArtifactError(
-            f"batch {batch} names a community that its rows are not in", remedy="mine again"
+            f"{where}: batch {batch} names a community that its rows are not in",
+            remedy="mine again",
         )
 
 
-def _verify_lineage(store: ArtifactStore, lineage: dict[str, Any]) -> int:
-    checked = 0
-    for path, files in lineage.items():
-        upstream = store.get(Address(*path.split("/")))
-        for name, (size, sha256) in files.items():
-            upstream.path(name)  # raises if the bytes are not the recorded ones
-            entry = upstream.files.get(name)
-            if entry is None or (entry.size, entry.sha256) != (size, sha256):
-                raise CorruptArtifactError(
-                    f"{upstream.uri}: {name} was made again since", remedy="mine again"
-                )
-            checked += 1
-    return checked
+def _check_drawn(plan: BatchPlan, dataset: int, batching: BatchSpec, where: str) -> None:
+    """Check which rows are said to be drawn at random, in epochs that are so wholly or not at all.
+
+    In the latter only rows that the epoch before left out may be: they take others' places.
+    """
+    left_LX = plan.left_out[plan.left_out[:, 1] == dataset]
+    for epoch, segments in enumerate(batching.segments()):
+        shares = {phase.random_share for _, phase in segments}
+        mine_S = (plan.epoch_S == epoch) & (plan.dataset_S == dataset)
+        drawn_SB = plan.community_SB[mine_S] == -1
+        if shares == {1.0}:
+            wrong_SB = ~drawn_SB
+        elif shares == {0.0}:
+            before_L = left_LX[left_LX[:, 0] == epoch - 1, 2]
+            wrong_SB = drawn_SB & ~np.isin(plan.row_SB[mine_S], before_L)
+        else:
+            continue
+        wrong_S = np.flatnonzero(wrong_SB.any(axis=1))
+        if wrong_S.size:
+            raise CorruptArtifactError(
+                f"{where}: batch {np.flatnonzero(mine_S)[wrong_S[0]]} "
+                f"{'has a community' if shares == {1.0} else 'lacks a community'}",
+                expected=f"random_share {shares.pop():g} in epoch {epoch}",
+                remedy="mine again",
+            )
+
+
+def _verify_lineage(store: ArtifactStore, head: dict[str, Any], where: str) -> int:
+    """Check every file that a manifest stands on, and what the head says of their artifacts."""
+    upstream = [each for entry in head["datasets"] for each in _upstream(store, entry, head, where)]
+    found, expected = head["lineage"], lineage_of(upstream)
+    for path in sorted(found.keys() ^ expected.keys()):
+        what = "names" if path in found else "lacks"
+        raise CorruptArtifactError(f"{where}: lineage {what} {path}", remedy="mine again")
+    for artifact in upstream:
+        for name in artifact.files:
+            artifact.path(name)  # raises if the bytes are not the recorded ones
+        if found[artifact.address.path] != expected[artifact.address.path]:
+            raise CorruptArtifactError(
+                f"{where}: {artifact.address.path} was made again since", remedy="mine again"
+            )
+    return sum(len(files) for files in expected.values())
+
+
+def _upstream(
+    store: ArtifactStore, entry: dict[str, Any], head: dict[str, Any], where: str
+) -> list[Artifact]:
+    """Follow a dataset's artifacts by their own records, and compare those with the head."""
+    name, digest, where = entry["name"], entry["digest"], f"{where}: dataset {entry['name']}"
+
+    def artifact(stage: str, fingerprint: str) -> Artifact:
+        return store.get(Address(name, stage, fingerprint))
+
+    labelled = f"{name}/labels/{entry['ranks']}" in head["lineage"]
+    ranks = artifact("labels" if labelled else "ranks", entry["ranks"])
+    vectors = artifact("embeddings", ranks.record["lineage"]["embeddings"])
+    parts = [artifact("communities", fingerprint) for fingerprint in entry["communities"]]
+    graphs = [artifact("graph", part.record["lineage"]["graph"]) for part in parts]
+    earlier = [part.record["lineage"].get("earlier") for part in parts]
+    stated = {
+        **entry,
+        "pairs that were ranked": digest,
+        "pairs of its communities": [digest] * len(parts),
+        "ranks of its graphs": [entry["ranks"]] * len(parts),
+        "p of its graphs": [entry["p"]] * len(parts),
+        "m of its graphs": [entry["m"]] * len(parts),
+        "earlier ranks": entry.get("earlier", {}).get("ranks"),
+        "earlier communities": entry.get("earlier", {}).get("communities", [None] * len(parts)),
+    }
+    recorded = {
+        "pairs that were ranked": ranks.record["lineage"]["pairs"],
+        "pairs of its communities": [part.record["lineage"]["pairs"] for part in parts],
+        "ranks of its graphs": [each.record["lineage"]["ranks"] for each in graphs],
+        "p of its graphs": [each.record["settings"].get("p", entry["p"]) for each in graphs],
+        "m of its graphs": [each.record["settings"]["m"] for each in graphs],
+        "quality": [dict(part.counts) for part in parts],
+        "teacher": {
+            "weights": vectors.record["lineage"]["weights"],
+            **vectors.record["settings"],
+        },
+        "earlier ranks": ranks.record["lineage"].get("earlier"),
+        "earlier communities": earlier,
+    }
+    same(where, stated, recorded)
+    return [artifact("pairs", entry["pairs"]), vectors, ranks, *graphs, *parts]
 
 
 def lineage_of(artifacts: Sequence[Artifact]) -> dict[str, Any]:

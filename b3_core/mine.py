@@ -12,6 +12,7 @@ from b3_core import (
     batches,
     communities,
     graph,
+    head,
     labels,
     manifest,
     mend,
@@ -202,15 +203,8 @@ class ManifestOf(Stage):
 
     @property
     def variant_of(self) -> list[int]:
-        """Which of a dataset's communities each epoch uses; where none is mined, the last did."""
-        variants = self.mining.variants(self.batching)
-        chosen = 0
-        found = []
-        for segments in self.batching.segments():
-            mined = [self.mining.variant(phase) for _, phase in segments if phase.random_share < 1]
-            chosen = variants.index(mined[0]) if mined else chosen
-            found.append(chosen)
-        return found
+        """Which of a dataset's communities each epoch uses."""
+        return self.mining.variant_of_epoch(self.batching)
 
     @property
     def title(self) -> str:  # noqa: D102
@@ -272,7 +266,8 @@ class ManifestOf(Stage):
             )
         ]
         return {
-            "schema": manifest.SCHEMA,
+            "schema": head.SCHEMA,
+            "version": self.version,
             "batch_size": self.batching.batch_size,
             "k": self.mining.k,
             "batches": len(plan.row_SB),

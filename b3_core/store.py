@@ -9,6 +9,7 @@ A record whose files are all there is the proof that the stage is done. Nothing 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -30,7 +31,8 @@ __all__ = ["Address", "Artifact", "ArtifactStore", "Draft", "canonical_json", "o
 
 RECORD = "record.json"
 DRAFTS, PROBE = ".drafts", ".probe-"  # what is no artifact, below the root
-SCHEMA = 1
+SCHEMA = 2
+UNSEALED = 1  # the version before, without a sha256 of itself: embeddings cost too much to refuse
 
 
 class ArtifactStore:
@@ -246,7 +248,7 @@ class ArtifactStore:
         whose files are gone is no artifact, and is replaced.
         """
         target = self._path(f"{address.path}/{RECORD}")
-        body = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
+        body = _sealed(record)
         if self._read_record(address.path) is not None:
             return  # decides nothing between two at once, but a store may ignore the condition
         try:
@@ -308,7 +310,8 @@ class ArtifactStore:
         folder = self._path(path)
         try:
             self.fs.invalidate_cache(folder)
-            record: dict[str, Any] = json.loads(self.fs.cat_file(f"{folder}/{RECORD}"))
+            body = self.fs.cat_file(f"{folder}/{RECORD}")
+            record: Any = json.loads(body)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
@@ -316,13 +319,20 @@ class ArtifactStore:
                 f"{self.uri(path)}/{RECORD} is no JSON",
                 remedy="delete that folder and run the same command again",
             ) from error
-        if record.get("schema") != SCHEMA:
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if schema not in (UNSEALED, SCHEMA):
             raise InputError(
-                f"{self.uri(path)} has schema version {record.get('schema')}",
-                expected=f"version {SCHEMA}",
+                f"{self.uri(path)} has schema version {schema}",
+                expected=f"version {UNSEALED} or {SCHEMA}",
                 remedy="use the b3 version that wrote it, or another store.root",
             )
-        return record
+        if schema == SCHEMA and _sealed(record) != body:
+            raise CorruptArtifactError(
+                f"{self.uri(path)}/{RECORD} is not what was written: its own sha256 differs",
+                remedy="delete that folder and run the same command again",
+            )
+        whole: dict[str, Any] = record
+        return whole
 
 
 def open_artifact(uri: str) -> Artifact:
@@ -344,6 +354,20 @@ def open_artifact(uri: str) -> Artifact:
             remedy="take the URI from the output of b3 mine",
         )
     return artifact
+
+
+def _sealed(record: Mapping[str, Any]) -> bytes:
+    """Encode a record together with the sha256 of the rest of it.
+
+    A record has this encoding and no other: whichever byte of it is flipped, reading it shows that.
+    """
+    rest = json.loads(json.dumps({key: record[key] for key in record if key != "sha256"}))
+    sealed = rest | {"sha256": hashlib.sha256(_encoded(rest)).hexdigest()}
+    return _encoded(sealed)
+
+
+def _encoded(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def _fsync(path: Path) -> None:

@@ -24,16 +24,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from b3_core.artifacts import Address, Artifact
-from b3_core.batches import BatchPlan, plan_batches
+from b3_core.artifacts import Address, Artifact, Draft
 from b3_core.bench.machine import machine
 from b3_core.communities import Partition, community_sizes
-from b3_core.config import BatchSpec, Phase
-from b3_core.manifest import SCHEMA, Layout, Manifest, lineage_of, verify
-from b3_core.negatives import Negatives
+from b3_core.config import BatchSpec, DatasetSpec, MiningSpec, Phase
+from b3_core.embed import PairsRef
+from b3_core.manifest import verify
+from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.pairs import SCHEMA as PAIRS
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
+from b3_core.ranking import ranking_of
 from b3_core.store import ArtifactStore
 from b3_core.stream import ManifestReader
 
@@ -74,21 +75,27 @@ def bench_manifest(
         needs a local copy, and for ours ``verify_seconds`` and ``reads``, the ranges fetched.
     """
     artifacts = ArtifactStore(store)
-    pairs = _pairs(rows)
-    upstream = _upstream(artifacts, pairs)
-    plan = _plan(pairs, Partition.load(upstream["communities"]), batch_size)
-    batch = min(batch, len(plan.row_SB) - 1)
-    ours = _ours(artifacts, upstream, plan, pairs, batch=batch, repeats=repeats)
-    found = [{"format": "b3", **ours}]
-    lines = _lines(ArtifactStore(store), upstream)
+    stage = _stage(artifacts, _pairs(rows), batch_size)
+    _forget(artifacts, stage.address)
+    with _timed() as write:
+        artifact = stage.run(artifacts)
+    ours = _ours(artifact, min(batch, artifact.counts["batches"] - 1), repeats)
+    batch = ours.pop("batch")
+    found = [{"format": "b3", **ours, "write_seconds": write["seconds"]}]
     progress(1, 3)
+    lines = _lines(artifact)
     asked = _Asked(store.rstrip("/"), batch, batch_size, repeats)
     found.append({"format": "datasets", **_datasets(lines, asked)})
     progress(2, 3)
     if mds_python is not None:
         found.append({"format": "mds", **_mds(lines, asked, python=mds_python)})
     progress(3, 3)
-    return {"results": found, "rows": rows, "batches": len(plan.row_SB), "machine": machine()}
+    return {
+        "results": found,
+        "rows": rows,
+        "batches": artifact.counts["batches"],
+        "machine": machine(),
+    }
 
 
 @dataclass(frozen=True)
@@ -114,72 +121,41 @@ def _pairs(rows: int) -> PairTable:
     return PairTable(_DATASET, pa.table(columns, schema=PAIRS))
 
 
-def _upstream(store: ArtifactStore, pairs: PairTable) -> dict[str, Artifact]:
-    """Store what a manifest stands on: pairs, and communities drawn at random."""
-    size_C = community_sizes(len(pairs), _K)
+def _stage(store: ArtifactStore, pairs: PairTable, batch_size: int) -> ManifestOf:
+    """Store what a manifest stands on: pairs, communities drawn at random, the rest in name."""
+    rows = len(pairs)
+    spec = DatasetSpec(name=_DATASET, uri=_DATASET, query="query", positive="positive")
+    address = Address.of(_DATASET, "pairs", version=0, settings={"rows": rows}, inputs={})
+    vectors = Address.of(_DATASET, "embeddings", version=0, settings={}, inputs={"rows": str(rows)})
+    mining = MiningSpec(k=_K, partitioner="random", swap_rounds=0, evenness=0.0)
+    ref = PairsRef(spec, address, pairs.digest, "", rows)
+    ranks = ranking_of(ref, vectors, mining)
+    graph = Graph(ref, ranks, mining)
+    part = Communities(ref, graph, mining, 0)
+    size_C = community_sizes(rows, _K)
     label_N = np.repeat(np.arange(len(size_C), dtype=np.int32), size_C)
     label_N = np.random.default_rng(1).permutation(label_N)
-    made: dict[str, Any] = {
-        "pairs": lambda draft: pairs.save(draft, "train"),
-        "communities": lambda draft: Partition(label_N, _K, 0, 0.0).save(draft),
-    }
-    found = {}
-    for stage, save in made.items():
-        settings = {"rows": len(pairs)}
-        address = Address.of(_DATASET, stage, version=0, settings=settings, inputs={})
-        if store.find(address) is None:
-            with store.draft(address, lineage={}, settings=settings) as draft:
+
+    def named(draft: Draft) -> None:
+        draft.write_json("none.json", {})
+
+    made: list[tuple[Address, Mapping[str, str], Mapping[str, Any], Callable[[Draft], None]]] = [
+        (address, {}, {}, lambda draft: pairs.save(draft, "train")),
+        (vectors, {"weights": "none", "pairs": pairs.digest}, {}, named),
+        (ranks.address, ranks.inputs, ranks.settings, named),
+        (graph.address, graph.inputs, graph.settings, named),
+        (part.address, part.inputs, part.settings, Partition(label_N, _K, 0, 0.0).save),
+    ]
+    for where, inputs, settings, save in made:
+        if store.find(where) is None:
+            with store.draft(where, lineage=inputs, settings=settings) as draft:
                 save(draft)
-        found[stage] = store.get(address)
-    return found
+    batching = BatchSpec(batch_size=batch_size, curriculum=(Phase(),))
+    return ManifestOf("bench", ((part,),), mining, batching, 0)
 
 
-def _plan(pairs: PairTable, partition: Partition, batch_size: int) -> BatchPlan:
-    return plan_batches(
-        [[partition]],
-        group_of=[pairs.group_N],
-        spec=BatchSpec(batch_size=batch_size, curriculum=(Phase(),)),
-        rng=np.random.default_rng(2),
-    )
-
-
-def _ours(
-    store: ArtifactStore,
-    upstream: Mapping[str, Artifact],
-    plan: BatchPlan,
-    pairs: PairTable,
-    *,
-    batch: int,
-    repeats: int,
-) -> dict[str, Any]:
-    head = {
-        "schema": SCHEMA,
-        "batch_size": plan.row_SB.shape[1],
-        "k": _K,
-        "batches": len(plan.row_SB),
-        "layout": asdict(Layout.of(plan.row_SB.shape[1])),
-        "left_out": len(plan.left_out),
-        "duplicates": plan.duplicates,
-        "negatives": 0,
-        "negatives_short": 0,
-        "settings": {},
-        "variant_of_epoch": [0],
-        "datasets": [
-            {
-                "name": _DATASET,
-                "rows": len(pairs),
-                "digest": pairs.digest,
-                "pairs": upstream["pairs"].fingerprint,
-                "communities": [upstream["communities"].fingerprint],
-            }
-        ],
-        "lineage": lineage_of(list(upstream.values())),
-    }
-    address = _manifest_address(upstream)
-    _forget(store, address)
-    with _timed() as write, store.draft(address, lineage={}, settings={}) as draft:
-        Manifest(head, plan, Negatives.none(plan)).save(draft, [pairs])
-    artifact = store.get(address)
+def _ours(artifact: Artifact, batch: int, repeats: int) -> dict[str, Any]:
+    root = ArtifactStore(artifact.uri.removesuffix(artifact.address.path)).root
     with _timed() as checked:
         verify(artifact)
 
@@ -191,24 +167,21 @@ def _ours(
                 reads.append(stop - start)
                 return super().read(path, start, stop)
 
-        found = ManifestReader(Counting(store.root).get(address))[batch]
-        assert (found.row_B == plan.row_SB[batch]).all()
+        assert ManifestReader(Counting(root).get(artifact.address))[batch].batch == batch
         return len(reads)
 
     seconds, reads = zip(*(_seconds(read) for _ in range(repeats)), strict=True)
     return {
-        "bytes_a_row": round(sum(f.size for f in artifact.files.values()) / len(pairs), 2),
-        "write_seconds": write["seconds"],
+        "batch": batch,
+        "bytes_a_row": round(
+            sum(f.size for f in artifact.files.values()) / artifact.counts["rows"], 2
+        ),
+        "write_seconds": 0.0,
         **_spread(list(seconds)),
         "copied": False,
         "verify_seconds": checked["seconds"],
         "reads": max(reads),
     }
-
-
-def _manifest_address(upstream: Mapping[str, Artifact]) -> Address:
-    inputs = {stage: artifact.fingerprint for stage, artifact in upstream.items()}
-    return Address.of("bench", "manifest", version=SCHEMA, settings={}, inputs=inputs)
 
 
 def _forget(store: ArtifactStore, address: Address) -> None:
@@ -217,9 +190,8 @@ def _forget(store: ArtifactStore, address: Address) -> None:
     store.remove(f"{address.path}/record.json")
 
 
-def _lines(store: ArtifactStore, upstream: Mapping[str, Artifact]) -> pa.Table:
+def _lines(artifact: Artifact) -> pa.Table:
     """Return the manifest's lines as it stores them, for the others to store."""
-    artifact = store.get(_manifest_address(upstream))
     names = sorted(name for name in artifact.files if name.startswith("batches-"))
     lines = pa.concat_tables([pq.read_table(artifact.path(name)) for name in names])
     place = lines.column_names.index("dataset")

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -46,30 +48,32 @@ def mined(tmp_path):
     return mine(tmp_path, BatchSpec(batch_size=8, curriculum=phases))
 
 
-def mine(tmp_path, batching, table=None):
+def mine(tmp_path, batching, *tables, seed=0):
+    """Mine the tables as datasets faq, forum, ...; without any, 130 rows as faq."""
     store = ArtifactStore(str(tmp_path / "store"))
-    file = tmp_path / "pairs.parquet"
-    pq.write_table(topic_table(130) if table is None else table, file)
-    spec = DatasetSpec(name="faq", uri=str(file), query="question", positive="answer")
-    evaluate = EvalSpec()
-    ref = PairsRef.of(spec, Pairs.of(spec, evaluate).run(store))
-    vectors = Vectors(ref).run(store)
-    ranks = Ranks(ref, vectors.address, 12)
-    graph = Graph(ref, ranks, MINING)
-    parts = tuple(Communities(ref, graph, v, 0) for v in MINING.variants(batching))
-    stage = ManifestOf("small", (parts,), MINING, batching, 0)
-    for each in (ranks, graph, *parts, stage):
-        each.run(store)
+    parts = []
+    for name, table in zip(("faq", "forum"), tables or (topic_table(130),), strict=False):
+        file = tmp_path / f"{name}.parquet"
+        pq.write_table(table, file)
+        spec = DatasetSpec(name=name, uri=str(file), query="question", positive="answer")
+        ref = PairsRef.of(spec, Pairs.of(spec, EvalSpec()).run(store))
+        ranks = Ranks(ref, Vectors(ref).run(store).address, 12)
+        graph = Graph(ref, ranks, MINING)
+        parts.append(tuple(Communities(ref, graph, v, seed) for v in MINING.variants(batching)))
+        for each in (ranks, graph, *parts[-1]):
+            each.run(store)
+    stage = ManifestOf("small", tuple(parts), MINING, batching, seed)
+    stage.run(store)
     return store, stage
 
 
 def forged(store, stage, **changes):
-    """Write a manifest that is whole as files go, with something else in it."""
+    """Put one that is whole as files go, but holds something else, in the manifest's place."""
     manifest = dataclasses.replace(Manifest.load(store.get(stage.address)), **changes)
-    address = dataclasses.replace(stage.address, fingerprint="forged")
-    with store.draft(address, lineage={}, settings={}) as draft:
+    shutil.rmtree(Path(store.root, stage.address.path))
+    with store.draft(stage.address, lineage={}, settings={}) as draft:
         manifest.save(draft, [ref.table(store) for ref in stage.refs])
-    return store.get(address)
+    return store.get(stage.address)
 
 
 def test_negatives_are_in_the_manifest_and_checked(tmp_path):
@@ -103,7 +107,7 @@ def test_phases_with_their_own_k_have_their_own_communities(tmp_path):
         for epoch in range(3)
     ] == pytest.approx([1, 4, 1], abs=0.6)
     swapped = dict(manifest.head, variant_of_epoch=[0, 1, 0])
-    with pytest.raises(CorruptArtifactError, match="names a community"):
+    with pytest.raises(CorruptArtifactError, match=r"variant_of_epoch is \[0, 1, 0\]; expected"):
         verify(forged(store, stage, head=swapped))
 
 

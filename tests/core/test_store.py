@@ -10,7 +10,7 @@ import pytest
 
 from b3_core import remote
 from b3_core.artifacts import Address, canonical_json
-from b3_core.errors import CorruptArtifactError, InputError, UnreachableError
+from b3_core.errors import B3Error, CorruptArtifactError, InputError, UnreachableError
 from b3_core.store import ArtifactStore, open_artifact
 from tests.conftest import use_s3
 from tests.system.fault_proxy import FaultProxy
@@ -240,3 +240,29 @@ def test_a_retry_leaves_the_global_generator_alone(monkeypatch):
 
     assert fs._tried(flaky) == "done"
     assert random.getstate() == before
+
+
+def test_a_flipped_bit_in_any_byte_of_a_record_is_found(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    with store.draft(ADDRESS, lineage={}, settings={"small": 1e-05, 10: "ten", 9: "nine"}) as draft:
+        draft.counts["share"] = 1e-05  # 1E-05 is the same number, but not the same byte
+    record = tmp_path / ADDRESS.path / "record.json"
+    body = record.read_bytes()
+    for place in range(len(body)):
+        for bit in (0, 5):
+            flipped = bytearray(body)
+            flipped[place] ^= 1 << bit
+            record.write_bytes(flipped)
+            with pytest.raises(B3Error, match=r"record\.json is|schema version"):
+                store.find(ADDRESS)
+    record.write_bytes(body)
+    assert store.find(ADDRESS)
+
+
+def test_a_record_of_the_version_before_is_still_read(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    artifact = publish(store)
+    record = tmp_path / ADDRESS.path / "record.json"
+    old = {key: value for key, value in artifact.record.items() if key != "sha256"}
+    record.write_text(json.dumps({**old, "schema": 1}))
+    assert store.get(ADDRESS).path("sub/hello.bin").read_bytes() == b"hello"

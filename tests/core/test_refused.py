@@ -1,0 +1,73 @@
+"""A manifest that is not to be trusted: one mutant of each kind, a few flips, no training."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from b3_core import train
+from b3_core.config import TrainSpec
+from b3_core.errors import B3Error, CorruptArtifactError
+from b3_core.learn import Student
+from b3_core.manifest import verify
+from b3_core.store import open_artifact
+from tests.mutants import KINDS, Sound, kinds, mutant
+
+SPEC = TrainSpec(student="static", dim=16)
+NOT_TRAINED_ON = {
+    "row_twice_in_its_batch": "there 0 times|there 2 times",
+    "row_beyond_the_table": "a row is none of",
+    "batch_of_two_datasets": "rows of several datasets",
+    "epoch_missing": "epoch",
+    "dataset_digest": "digest is",
+    "head_lacks_a_key": "Field required|schema version",
+    "file_truncated": "cannot be read",
+    "all_of_another_seed": "manifest of other settings",
+}
+
+
+@pytest.fixture
+def sound(tmp_path, monkeypatch):
+    return Sound(tmp_path, monkeypatch, datasets=2)
+
+
+def test_a_mutant_of_each_kind_is_refused_for_what_is_wrong(sound):
+    rng = np.random.default_rng(0)
+    assert verify(sound.write(sound.parts()))
+    for name in kinds(sound):
+        with pytest.raises(B3Error) as caught:
+            verify(mutant(sound, name, rng))
+        assert re.search(KINDS[name][0], str(caught.value)), (name, str(caught.value))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_flip_in_every_file_of_the_manifest_and_its_record_is_found(sound):
+    artifact = sound.write(sound.parts())
+    for file in Path(sound.store.root, artifact.address.path).iterdir():
+        body = bytearray(file.read_bytes())
+        body[len(body) // 2] ^= 4
+        whole = file.read_bytes()
+        file.write_bytes(body)
+        with pytest.raises(CorruptArtifactError, match=re.escape(file.name)):
+            verify(open_artifact(artifact.uri))
+        file.write_bytes(whole)
+    assert verify(open_artifact(artifact.uri))
+
+
+def test_no_student_is_trained_on_a_mutant(sound, monkeypatch):
+    begun = []
+    whole = train.train_student
+    monkeypatch.setattr(train, "train_student", lambda *a, **k: begun.append(1) or whole(*a, **k))
+    student = Student.of(sound.stage, SPEC)
+    rng = np.random.default_rng(0)
+    for name, said in NOT_TRAINED_ON.items():
+        mutant(sound, name, rng)
+        with pytest.raises(B3Error, match=said) as caught:
+            student.run(sound.store)
+        assert caught.value.exit_code == (2 if "schema version" in str(caught.value) else 1)
+    assert not begun and not sound.store.artifacts("small", "student")
+    assert not list(Path(sound.store.root).glob("small/student/*"))
+    sound.write(sound.parts())
+    assert student.run(sound.store).counts["steps"] == len(sound.manifest.plan.row_SB)
+    assert begun
