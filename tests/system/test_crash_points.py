@@ -34,7 +34,7 @@ from b3_core.stage import missing
 from b3_core.store import RECORD, ArtifactStore
 from tests.conftest import topic_table
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 READS = ("cat_file", "exists", "find", "get_file", "info", "size")
 WRITES = ("pipe_file", "put_file", "rm_file")

@@ -26,7 +26,7 @@ from b3_core.errors import CorruptArtifactError
 from b3_core.store import ArtifactStore
 from tests.conftest import ROOT, free_port, serving, use_s3
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PROCESSES, THREADS, ROUNDS = 4, 8, 50
 READERS, READER_THREADS = 2, 2
