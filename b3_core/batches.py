@@ -84,10 +84,6 @@ class BatchPlan:
                 raise ValueError(f"{name} is of none of the {len(sizes)} datasets")
         if not np.isin(left_LX[:, 0], np.arange(epochs)).all():
             raise ValueError(f"left_out is of none of the {epochs} epochs")
-        if (np.lexsort(left_LX.T[::-1]) != np.arange(len(left_LX))).any():
-            raise ValueError("left_out is not sorted by epoch, dataset and row")
-        if self.community_SB.min(initial=-1) < -1:
-            raise ValueError(f"community {self.community_SB.min()} is negative, and not -1")
         for dataset, rows in enumerate(sizes):
             before_N = np.zeros(rows, bool)
             for epoch in range(epochs):
@@ -96,6 +92,10 @@ class BatchPlan:
                 left_L = left_LX[(left_LX[:, 0] == epoch) & (left_LX[:, 1] == dataset), 2]
                 before_N = self._check_rows(self.row_SB[batch_S], left_L, before_N, where=where)
                 _check_communities(self.community_SB[batch_S], where=where)
+        if (np.lexsort(left_LX.T[::-1]) != np.arange(len(left_LX))).any():
+            raise ValueError("left_out is not sorted by epoch, dataset and row")
+        if self.community_SB.min(initial=-1) < -1:
+            raise ValueError(f"community {self.community_SB.min()} is negative, and not -1")
 
     def count_duplicates(self, group_of: Sequence[npt.NDArray[np.int32]]) -> int:
         """Count what ``duplicates`` says, from the groups of each dataset's rows."""
