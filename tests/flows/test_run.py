@@ -158,7 +158,12 @@ def test_classification_is_mined_by_labels(b3, write_config, tmp_path):
         "positive": "label",
         "task": "classification",
     }
-    config = write_config(datasets=[dataset], arms=["random", "b3"], mining={"k": 8, "m": 40})
+    config = write_config(
+        datasets=[dataset],
+        arms=["random", "b3"],
+        mining={"k": 8, "m": 40},
+        compute={"shard_rows": 100_000},  # a single shard needs no Ray
+    )
     uris = json.loads(b3("mine", config, "--json").stdout)["manifests"]
     heads = [Manifest.read_head(open_artifact(uri)) for uri in uris]
     drawn, mined = (head["datasets"][0]["quality"][0] for head in heads)
