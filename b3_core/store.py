@@ -201,6 +201,12 @@ class ArtifactStore:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self._path(path))
 
+    def discard(self, address: Address) -> None:
+        """Delete an artifact, its record first, so that a part of it is never taken for whole."""
+        names = self.named_files(address.path)
+        for name in (RECORD, *names):
+            self.remove(f"{address.path}/{name}")
+
     def read(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop) of a file: one request."""
         body: bytes = self.fs.cat_file(self._path(path), start=start, end=stop)

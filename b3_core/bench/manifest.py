@@ -76,7 +76,7 @@ def bench_manifest(
     """
     artifacts = ArtifactStore(store)
     stage = _stage(artifacts, _pairs(rows), batch_size)
-    _forget(artifacts, stage.address)
+    artifacts.discard(stage.address)
     with _timed() as write:
         artifact = stage.run(artifacts)
     ours = _ours(artifact, min(batch, artifact.counts["batches"] - 1), repeats)
@@ -182,12 +182,6 @@ def _ours(artifact: Artifact, batch: int, repeats: int) -> dict[str, Any]:
         "verify_seconds": checked["seconds"],
         "reads": max(reads),
     }
-
-
-def _forget(store: ArtifactStore, address: Address) -> None:
-    for path in store.named_files(address.path):
-        store.remove(f"{address.path}/{path}")
-    store.remove(f"{address.path}/record.json")
 
 
 def _lines(artifact: Artifact) -> pa.Table:

@@ -61,6 +61,8 @@ def changed(
 def compare(before: Leg, after: Leg, store: ArtifactStore) -> dict[str, Any]:
     """Read the records of two minings of one dataset with one arm, the second incremental.
 
+    What the second made is deleted, for the next comparison is to begin with the first again.
+
     Returns
     -------
     dict
@@ -85,6 +87,10 @@ def compare(before: Leg, after: Leg, store: ArtifactStore) -> dict[str, Any]:
         for name, label_N in found.items()
     }
     counts = store.get(part.address).counts
+    stages = _stages(before, after, store)
+    for made in (vectors, *after.ranks, *after.graphs, part, *after.manifests.values()):
+        store.discard(made.address)
+    store.discard(scratch.address)
     return {
         "rows": part.ref.rows,
         "fresh": int((~kept_N).sum()),
@@ -97,7 +103,7 @@ def compare(before: Leg, after: Leg, store: ArtifactStore) -> dict[str, Any]:
         "window_from_scratch": scratch.counts["window"],
         "partners_kept": kept["mended"],
         "partners_kept_from_scratch": kept["anew"],
-        "stages": _stages(before, after, store),
+        "stages": stages,
     }
 
 

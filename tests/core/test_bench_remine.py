@@ -52,3 +52,6 @@ def test_what_is_compared(tmp_path):
     assert found["stages"][-1]["whole"] == pytest.approx(
         sum(row["whole"] for row in found["stages"][:-1])
     )
+    again, _ = mining.run(table)  # begun with, and still there
+    assert again.legs[0].communities[0].address == before.legs[0].communities[0].address
+    assert len(mining.store.artifacts("faq", "communities")) == 1

@@ -266,3 +266,14 @@ def test_a_record_of_the_version_before_is_still_read(tmp_path):
     old = {key: value for key, value in artifact.record.items() if key != "sha256"}
     record.write_text(json.dumps({**old, "schema": 1}))
     assert store.get(ADDRESS).path("sub/hello.bin").read_bytes() == b"hello"
+
+
+def test_what_is_discarded_is_gone_and_can_be_made_again(store):
+    publish(store)
+    other = publish(store, address=Address("data", "stage", "beef"))
+    store.discard(ADDRESS)
+    store.discard(ADDRESS)  # nothing to do
+    assert store.find(ADDRESS) is None
+    assert not any(ADDRESS.path in path for path in store.files())
+    assert [artifact.address for artifact in store.artifacts("data", "stage")] == [other.address]
+    assert publish(store).path("sub/hello.bin").read_bytes() == b"hello"
