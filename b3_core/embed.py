@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from b3_core import pairs, teacher
 from b3_core.artifacts import Address, Artifact, Draft
@@ -24,6 +25,7 @@ from b3_core.stage import Past, Stage
 from b3_core.store import ArtifactStore
 
 MOST_FRESH = 0.2  # share of new rows beyond which nothing is carried over
+LOOK_BACK = 8  # earlier states of a dataset that are looked at for the one with most of its rows
 
 
 @dataclass(frozen=True)
@@ -220,26 +222,30 @@ class Vectors(DatasetStage):
         return replace(self, shards=shards, earlier=earlier, whole=self)
 
     def _before(self, past: Past) -> Earlier | None:
-        """Find the last vectors of other rows, or those that these rows' were made from."""
+        """Find the vectors of which most rows are these, or those that these were made from."""
         same = [
             (artifact, artifact.record["lineage"])
             for artifact in past.like(self)
             if artifact.record["lineage"]["weights"] == self.weights
         ]
         done = [lineage["earlier"] for _, lineage in same if lineage["pairs"] == self.ref.digest]
-        others = [
-            (artifact.address, lineage["pairs"])
+        others = {
+            lineage["pairs"]: artifact.address
             for artifact, lineage in same
             if lineage["pairs"] != self.ref.digest
             and (not done or artifact.fingerprint == done[-1])
-        ]
-        if not others:
+        }
+        stored = {made.counts["digest"]: made for made in past.artifacts(self.dataset, Pairs.name)}
+        known = [digest for digest in reversed(others) if digest in stored][:LOOK_BACK]
+        if not known:
             return None
-        vectors, digest = others[-1]
-        for artifact in reversed(past.artifacts(self.dataset, Pairs.name)):
-            if artifact.counts["digest"] == digest:
-                return Earlier(PairsRef.of(self.ref.spec, artifact), vectors)
-        return None
+        keys = pairs.read_keys(past.store.get(self.ref.address))
+        shared = {
+            digest: pc.sum(pc.is_in(keys, value_set=pairs.read_keys(stored[digest]))).as_py() or 0
+            for digest in known
+        }
+        best = max(known, key=lambda digest: shared[digest])  # of equals the last that was made
+        return Earlier(PairsRef.of(self.ref.spec, stored[best]), others[best])
 
     def by_student(self, student: Address, train: TrainSpec) -> Self:
         """Return the same rows as a student of the store embeds them, with its own prompts."""

@@ -35,6 +35,7 @@ __all__ = [
     "Split",
     "edited_rows",
     "group_ids",
+    "read_keys",
     "read_split",
     "rows_before",
     "source_digest",
@@ -112,6 +113,11 @@ class PairTable:
         table = pq.read_table(artifact.path(f"{name}.parquet"))
         dataset = table.schema.metadata[b"dataset"].decode()
         return cls(dataset, table.replace_schema_metadata())
+
+
+def read_keys(artifact: Artifact) -> pa.ChunkedArray:
+    """Read the keys of an artifact's training rows, and nothing else of them."""
+    return pq.read_table(artifact.path("train.parquet"), columns=["key"])["key"]
 
 
 def rows_before(now: PairTable, before: PairTable) -> npt.NDArray[np.int64]:

@@ -183,3 +183,12 @@ def test_a_row_that_moves_is_not_a_new_one(tmp_path, table):
     plan, made = mining.run(table.take(order))
     assert embedded(made) == 0
     assert verify(mining.manifest(plan))
+
+
+def test_the_state_with_most_of_the_rows_is_begun_with(tmp_path, table):
+    mining = Mining(tmp_path)
+    first, _ = mining.run(table)
+    mining.run(table.slice(0, 300))  # mined later, with less in common
+    plan, made = mining.run(changed(table, gone=4, fresh=4))
+    assert plan.legs[0].vectors[0].earlier.address == first.legs[0].vectors[0].address
+    assert embedded(made) <= 4
