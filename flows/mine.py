@@ -56,11 +56,11 @@ def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
     """
     shards = missing(vectors.shards, store)
     if len(shards) == 1 and ray.on_this_cpu:
-        run_stage(shards.pop(), store)
-    with reporting.step("embed") as progress:
-        done = len(vectors.shards) - len(shards)
-        progress(done, len(vectors.shards))
-        if shards:
+        run_stage(shards[0], store)
+    elif shards:
+        with reporting.step("embed") as progress:
+            done = len(vectors.shards) - len(shards)
+            progress(done, len(vectors.shards))
             futures = [embed_shard.submit(shard, ray, store.root) for shard in shards]
             for future in as_completed(futures):
                 future.result()  # a shard that failed for good ends the flow

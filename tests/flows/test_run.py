@@ -99,6 +99,19 @@ def test_data_and_store_in_s3_give_the_batches_of_local_ones(b3, write_config, t
     assert record["files"]["batches-00000.parquet"] == local["files"]["batches-00000.parquet"]
 
 
+def test_rows_in_another_order_are_mined_without_a_teacher(command, write_config, dataset):
+    config = write_config(arms=["b3"], compute={"shard_rows": 100_000})
+    code, first, err = command("mine", config, "--json")
+    assert code == 0, err
+    table = pq.read_table(dataset)
+    pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), dataset)
+    code, second, err = command("mine", config, "--json")
+    assert code == 0, err
+    assert json.loads(first)["manifest"] != json.loads(second)["manifest"]
+    assert "shard" in json.loads(first)["seconds"] and "shard " not in err and "embed " not in err
+    assert command("verify", json.loads(second)["manifest"])[1].startswith("sound: ")
+
+
 @pytest.mark.slow
 def test_a_curriculum_that_refreshes_mines_with_its_student(b3, write_config, tmp_path):
     phases = [{"epochs": 1}, {"epochs": 1, "refresh": True}]
