@@ -145,13 +145,26 @@ def _pack(piece_N: npt.NDArray[np.int64], net: Net, k: int) -> Labels:
     loose_L = np.flatnonzero(label_N < 0)
     loose_L = loose_L[np.argsort(piece_N[loose_L], kind="stable")]
     settle(net, label_N, free_C, loose_L)
-    rest_L = loose_L[label_N[loose_L] < 0]
-    label_N[rest_L] = np.repeat(np.arange(len(free_C), dtype=np.int32), free_C)
     return label_N
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
 def settle(
+    net: Net,
+    label_N: Labels,
+    free_C: npt.NDArray[np.int64],
+    loose_L: npt.NDArray[np.int64],
+) -> None:
+    """Give every loose row, in order, a place among the ``free_C`` of each community, in place.
+
+    Where it is tied to most among the communities with room, or else in the first hole.
+    """
+    _settle(net, label_N, free_C, loose_L)
+    rest_L = loose_L[label_N[loose_L] < 0]
+    label_N[rest_L] = np.repeat(np.arange(len(free_C), dtype=np.int32), free_C)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _settle(
     net: Net,
     label_N: Labels,
     free_C: npt.NDArray[np.int64],

@@ -112,6 +112,11 @@ class Earlier:
     address: Address
 
 
+def begun_with(earlier: Earlier | None) -> dict[str, str]:
+    """Name what a stage begins with as one of its inputs; nothing where it begins with nothing."""
+    return {"earlier": earlier.address.fingerprint} if earlier else {}
+
+
 @dataclass(frozen=True)
 class Shard(DatasetStage):
     """Embed rows [start, stop); keyed by their content, so the same rows are never redone."""
@@ -271,8 +276,11 @@ class Vectors(DatasetStage):
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        before = {"earlier": self.earlier.address.fingerprint} if self.earlier else {}
-        return {"weights": self.weights, "pairs": self.ref.digest, **before}
+        return {
+            "weights": self.weights,
+            "pairs": self.ref.digest,
+            **begun_with(self.earlier),
+        }
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         parts = [teacher.Embeddings.load(store.get(shard.address)) for shard in self.shards]

@@ -105,10 +105,9 @@ class Manifest:
     def save(self, draft: Draft, pairs: Sequence[PairTable]) -> None:
         """Write all files; ``pairs`` are the datasets' tables, in order."""
         layout = Layout(**self.head["layout"])
-        taken = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs])
         for name, batches in layout.files(len(self.plan.row_SB)):
             pq.write_table(
-                self._slots(batches, pairs, taken),
+                self._slots(batches, pairs),
                 draft.path(name),
                 compression="zstd",
                 row_group_size=layout.group_batches * self.head["batch_size"],
@@ -122,18 +121,15 @@ class Manifest:
         )
         draft.write_json("manifest.json", self.head)
 
-    def _slots(
-        self, batches: range, pairs: Sequence[PairTable], taken: pa.Table | None = None
-    ) -> pa.Table:
-        """Return some batches' lines; ``taken`` are all pairs' ids and keys, one after another."""
-        if taken is None:
-            taken = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs])
+    def _slots(self, batches: range, pairs: Sequence[PairTable]) -> pa.Table:
+        """Return some batches' lines."""
+        every = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs])
         part = slice(batches.start, batches.stop)
         row_SB = self.plan.row_SB[part]
         dataset_S, negative_SBH = self.plan.dataset_S[part], self.negatives.row_SBH[part]
         size, each = row_SB.shape[1], negative_SBH.shape[2]
         offset = np.concatenate([[0], np.cumsum([len(table) for table in pairs])])
-        named = taken.take(pa.array((row_SB + offset[dataset_S][:, None]).ravel()))
+        named = every.take(pa.array((row_SB + offset[dataset_S][:, None]).ravel()))
         names = pa.array([table.dataset for table in pairs])
         columns = [
             np.repeat(self.plan.epoch_S[part], size),

@@ -86,8 +86,6 @@ def mend(
     loose_L = np.flatnonzero(label_N < 0)
     open_C = free_C > 0
     settle(net, label_N, free_C, loose_L)
-    rest_L = loose_L[label_N[loose_L] < 0]
-    label_N[rest_L] = np.repeat(np.arange(len(free_C), dtype=np.int32), free_C)
     other_L = np.union1d(loose_L, np.flatnonzero(edited_N))
     open_C |= _tied(net, label_N, other_L, share=OPEN_SHARE, but=open_C)
     if spec.swap_rounds and open_C.sum() > 1:

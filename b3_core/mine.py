@@ -22,7 +22,7 @@ from b3_core import (
 )
 from b3_core.artifacts import Draft
 from b3_core.config import BatchSpec, MiningSpec
-from b3_core.embed import DatasetStage, Earlier, PairsRef
+from b3_core.embed import DatasetStage, Earlier, PairsRef, begun_with
 from b3_core.progress import Progress
 from b3_core.ranking import Ranking
 from b3_core.stage import Past, Stage, generator
@@ -100,8 +100,11 @@ class Communities(DatasetStage):
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        before = {"earlier": self.earlier.address.fingerprint} if self.earlier else {}
-        return {"pairs": self.ref.digest, "graph": self.graph.address.fingerprint, **before}
+        return {
+            "pairs": self.ref.digest,
+            "graph": self.graph.address.fingerprint,
+            **begun_with(self.earlier),
+        }
 
     def since(self, past: Past) -> Self:
         """Return the same with the communities of then to begin with, if the ranks have a then.
@@ -115,12 +118,8 @@ class Communities(DatasetStage):
             "pairs": ranks.ref.digest,
             "graph": self.graph.address_of({"ranks": ranks.address.fingerprint}).fingerprint,
         }
-        found = [
-            artifact.address
-            for artifact in past.like(self)
-            if then.items() <= artifact.record["lineage"].items()
-        ]
-        return replace(self, earlier=Earlier(ranks.ref, found[-1])) if found else self
+        found = past.last(self, then)
+        return replace(self, earlier=Earlier(ranks.ref, found)) if found else self
 
     @property
     def title(self) -> str:  # noqa: D102

@@ -14,7 +14,7 @@ from b3_core import carried, graph, labels, neighbours, pairs, quality, search, 
 from b3_core.artifacts import Address, Draft
 from b3_core.communities import Partition
 from b3_core.config import MiningSpec
-from b3_core.embed import DatasetStage, Earlier, PairsRef
+from b3_core.embed import DatasetStage, Earlier, PairsRef, begun_with
 from b3_core.progress import Progress
 from b3_core.stage import Past, generator
 from b3_core.store import ArtifactStore
@@ -40,7 +40,6 @@ class Ranking(DatasetStage):
 
     def since(self, past: Past, earlier: Earlier | None) -> "Ranking":
         """Return the ranking with as much as can be from the one of ``earlier``; or this one."""
-        del past, earlier
         return self
 
     @abstractmethod
@@ -76,19 +75,14 @@ class Ranks(Ranking):
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        before = {"earlier": self.earlier.address.fingerprint} if self.earlier else {}
-        return {**super().inputs, **before}
+        return {**super().inputs, **begun_with(self.earlier)}
 
     def since(self, past: Past, earlier: Earlier | None) -> Ranking:  # noqa: D102
         if earlier is None or self.method != "exact":
             return self
         then = {"pairs": earlier.ref.digest, "embeddings": earlier.address.fingerprint}
-        found = [
-            artifact.address
-            for artifact in past.like(self)
-            if then.items() <= artifact.record["lineage"].items()
-        ]
-        return replace(self, earlier=Earlier(earlier.ref, found[-1])) if found else self
+        found = past.last(self, then)
+        return replace(self, earlier=Earlier(earlier.ref, found)) if found else self
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         vectors = teacher.Embeddings.load(store.get(self.vectors))

@@ -103,6 +103,15 @@ class Past:
             and artifact.address == stage.address_of(artifact.record["lineage"])
         ]
 
+    def last(self, stage: Stage, inputs: Mapping[str, str]) -> Address | None:
+        """Return the last artifact like ``stage`` whose inputs include these."""
+        found = [
+            artifact.address
+            for artifact in self.like(stage)
+            if inputs.items() <= artifact.record["lineage"].items()
+        ]
+        return found[-1] if found else None
+
 
 def missing(stages: Iterable[S], store: ArtifactStore) -> list[S]:
     """Return the stages that the store does not hold."""

@@ -20,6 +20,7 @@ from flows.running import (
     Teacher,
     Verbose,
     demo_config,
+    plan_after,
     run_command,
     run_flow,
 )
@@ -56,7 +57,6 @@ def partition(
     def work() -> dict[str, Any]:
         from b3_core.bench.partition import bench_partition, draw_frontier  # noqa: PLC0415
         from b3_core.store import ArtifactStore  # noqa: PLC0415
-        from flows import outcome  # noqa: PLC0415
         from tasks import reporting  # noqa: PLC0415
 
         # The random arm mines nothing, but its manifest wants the ranks: what is timed here.
@@ -70,9 +70,7 @@ def partition(
         spec = demo_config(corpus, pairs, store, settings)
         run_flow("mine", spec)
         artifacts = ArtifactStore(spec.store.root)
-        plan = outcome.plan_in(spec, artifacts)
-        assert plan is not None  # it was mined just now
-        (leg,) = plan.legs
+        (leg,) = plan_after(spec).legs
         with reporting.step("partition") as progress:
             found = bench_partition(
                 pairs=artifacts.get(leg.ranks[0].ref.address).uri,
@@ -176,17 +174,13 @@ def cost(
         from b3_core.bench.cost import cost_rows, exponents  # noqa: PLC0415
         from b3_core.bench.machine import machine  # noqa: PLC0415
         from b3_core.store import ArtifactStore  # noqa: PLC0415
-        from flows import outcome  # noqa: PLC0415
 
         def run(pairs: int) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory(prefix="b3-cost-") as root:
                 settings = {"part": "validation", "teacher": teacher, "arms": ["b3"]}
                 spec = demo_config(corpus, pairs, root, settings)
                 run_flow("pipeline", spec)
-                artifacts = ArtifactStore(root)
-                plan = outcome.plan_in(spec, artifacts)
-                assert plan is not None  # it was run just now
-                return cost_rows(plan, artifacts)
+                return cost_rows(plan_after(spec), ArtifactStore(root))
 
         run(min(rows))  # untimed: imports and compilation
         found = [row for pairs in rows for row in run(pairs)]
@@ -218,7 +212,6 @@ def remine(
         from b3_core.bench.machine import machine  # noqa: PLC0415
         from b3_core.plan import Leg  # noqa: PLC0415
         from b3_core.store import ArtifactStore  # noqa: PLC0415
-        from flows import outcome  # noqa: PLC0415
 
         spec = demo_config(
             corpus, pairs, store, {"part": "validation", "teacher": teacher, "arms": ["b3"]}
@@ -233,9 +226,7 @@ def remine(
             started = time.perf_counter()
             run_flow("mine", mined)
             took = time.perf_counter() - started
-            plan = outcome.plan_in(mined, artifacts)
-            assert plan is not None  # it was mined just now
-            return plan.legs[0], took
+            return plan_after(mined).legs[0], took
 
         with tempfile.TemporaryDirectory(prefix="b3-remine-") as folder:
             was = pq.read_table(spec.datasets[0].uri)
