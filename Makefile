@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: .venv/installed ## Mine, train and evaluate on real pairs, three arms side by side
 	$(BIN)/b3 demo
@@ -36,7 +36,13 @@ install: .venv/installed ## Make .venv with everything in it (EXTRA=gpu for fais
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),dev]'
 	touch $@
 
+cluster: .venv/installed ## Start Prefect on Postgres, Ray, an S3 gateway and a worker here, and deploy
+	$(BIN)/python -m deployments.cluster up
+
+cluster-down: .venv/installed ## End all of them; data stays in .b3/cluster
+	$(BIN)/python -m deployments.cluster down
+
 clean: ## Remove the environment and caches; artifacts in .b3 stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help demo test test-all check format install clean
+.PHONY: help demo test test-all check format install cluster cluster-down clean

@@ -83,9 +83,16 @@ class RaySession:
 
     @property
     def workers(self) -> int:
-        """Actors of a pool: as asked, else one a core (or a GPU share) of this machine."""
+        """Actors of a pool: as asked, else one a core (or a GPU share) of this machine or cluster."""
         if self.compute.workers is not None:
             return self.compute.workers
+        if self._joins:
+            import ray  # noqa: PLC0415
+
+            there = ray.cluster_resources()
+            share = self.compute.gpus_per_worker
+            count = there.get("GPU", 0) / share if share else there.get("CPU", 0)
+            return max(1, int(count))
         if self.compute.gpus_per_worker:
             import torch  # noqa: PLC0415
 
@@ -95,7 +102,11 @@ class RaySession:
     @property
     def on_this_cpu(self) -> bool:
         """Say whether workers would be processes of this machine without a GPU of their own."""
-        return not (self.compute.gpus_per_worker or os.environ.get("RAY_ADDRESS"))
+        return not (self.compute.gpus_per_worker or self._joins)
+
+    @property
+    def _joins(self) -> bool:
+        return bool(os.environ.get("RAY_ADDRESS"))
 
     def pool(self, cls: type, *args: Any, **kwargs: Any) -> ActorPool:
         """Return the pool of actors made by ``cls(*args, **kwargs)``, started if it is not there.
@@ -121,9 +132,12 @@ class RaySession:
     def call(self, function: Callable[..., Any], *args: Any, cpus: int = 1) -> Any:
         """Run ``function(*args)`` as a Ray task on some cores, and a GPU share if workers have one.
 
-        Ray sets the number of threads of a task's numerical libraries to its cores.
+        Ray sets the number of threads of a task's numerical libraries to its cores. Where no node
+        has so many, it is as many as the largest has: Ray would wait for a larger one for ever.
         """
         ray = self._open()
+        most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+        cpus = max(1, min(cpus, int(most)))
         remote = ray.remote(num_cpus=cpus, num_gpus=self.compute.gpus_per_worker, max_retries=0)
         return _result(ray, remote(function).remote(*args))
 
@@ -180,12 +194,12 @@ class RaySession:
 
         with self._lock:
             if not self.started:
-                address = os.environ.get("RAY_ADDRESS")
-                cores = max(os.cpu_count() or 1, self.workers, self.compute.train_workers) + 1
-                own = {} if address else {"num_cpus": cores, "include_dashboard": False}
+                own: dict[str, Any] = {"address": os.environ.get("RAY_ADDRESS")}
+                if not self._joins:
+                    cores = max(os.cpu_count() or 1, self.workers, self.compute.train_workers) + 1
+                    own = {"address": "local", "num_cpus": cores, "include_dashboard": False}
                 self._keeper.submit(
                     ray.init,
-                    address=address or "local",
                     log_to_driver=False,
                     logging_level="ERROR",
                     configure_logging=False,

@@ -30,7 +30,7 @@ from b3_core.usage import Usage
 __all__ = ["Address", "Artifact", "ArtifactStore", "Draft", "canonical_json", "open_artifact"]
 
 RECORD = "record.json"
-DRAFTS, PROBE = ".drafts", ".probe-"  # what is no artifact, below the root
+DRAFTS, PROBE, NOTES = ".drafts", ".probe-", ".notes"  # what is no artifact, below the root
 SCHEMA = 2
 UNSEALED = 1  # the version before, without a sha256 of itself: embeddings cost too much to refuse
 
@@ -206,6 +206,33 @@ class ArtifactStore:
         names = self.named_files(address.path)
         for name in (RECORD, *names):
             self.remove(f"{address.path}/{name}")
+
+    def note(self, name: str) -> dict[str, Any] | None:
+        """Return what was last noted under ``name``; None if nothing, or nothing readable, is."""
+        try:
+            noted = json.loads(self.fs.cat_file(self._path(f"{NOTES}/{name}.json")))
+        except (FileNotFoundError, ValueError):
+            return None
+        return noted if isinstance(noted, dict) else None
+
+    def set_note(self, name: str, value: Mapping[str, object]) -> None:
+        """Remember something small that changes, whole or not at all; the last writer wins.
+
+        Nothing that is mined depends on a note: a lost one costs work, never a result.
+        """
+        target = self._path(f"{NOTES}/{name}.json")
+        body = canonical_json(dict(value)) + b"\n"
+        if not self._local:
+            self.fs.pipe_file(target, body)
+            return
+        partial = Path(f"{target}.{uuid.uuid4().hex}")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(body)
+            _fsync(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def read(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop) of a file: one request."""

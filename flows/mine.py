@@ -15,20 +15,36 @@ from b3_core.store import ArtifactStore
 from flows import outcome
 from tasks import reporting
 from tasks.artifacts import publish_manifests
+from tasks.events import MANIFESTS_PUBLISHED, announce
 from tasks.stages import embed_shard, read_pairs, run_stage
 
 
 @flow(name="mine", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
-def mine(spec: PipelineSpec, leg: int = 0) -> outcome.Outcome:
-    """Mine every arm and seed of CONFIG; return the URIs of the ``manifests``.
+def mine(spec: PipelineSpec) -> outcome.Outcome:
+    """Mine every arm and seed of CONFIG; return the URIs of the `manifests`.
 
     Work that the store holds is not done again, and Ray is started only if a shard is missing.
-    Where a curriculum has a phase with ``refresh``, this is the mining before it (leg 0); those
-    after it need the students so far, and ``train`` asks for them.
+    Where a curriculum has a phase with `refresh`, this is the mining before it: those after it
+    need the students so far, and `train` asks for them.
     """
     store = ArtifactStore(spec.store.root)
     store.check_writable(single_writer=spec.store.single_writer)
     plan = plan_of(spec, store)
+    mine_leg(plan, 0, spec, store)
+    mined = outcome.mined(plan, store)
+    announce(MANIFESTS_PUBLISHED, store, pipeline=spec.name, uris=mined["manifests"])
+    return mined
+
+
+@flow(name="mine-leg", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
+def mine_again(spec: PipelineSpec, leg: int) -> None:
+    """Mine one leg of CONFIG's curricula with the students so far as teachers."""
+    store = ArtifactStore(spec.store.root)
+    mine_leg(plan_of(spec, store), leg, spec, store)
+
+
+def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> None:
+    """Do what a leg of the plan lacks, and show its manifests on the run's page."""
     now = plan.legs[leg]
     with session(spec.compute) as ray:
         for vectors in now.vectors:
@@ -41,7 +57,6 @@ def mine(spec: PipelineSpec, leg: int = 0) -> outcome.Outcome:
             if store.find(stage.address) is None:
                 run_stage(stage, store)
     publish_manifests({key: store.get(made.address) for key, made in now.manifests.items()})
-    return outcome.mined(plan, store)
 
 
 def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:

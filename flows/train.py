@@ -7,13 +7,14 @@ from b3_core.ray_session import session
 from b3_core.stage import missing
 from b3_core.store import ArtifactStore
 from flows import outcome
-from flows.mine import mine, plan_of
+from flows.mine import mine, mine_again, plan_of
+from tasks.events import STUDENTS_TRAINED, announce
 from tasks.stages import train_students
 
 
 @flow(name="train", persist_result=False)
 def train(spec: PipelineSpec) -> outcome.Outcome:
-    """Train a student on every manifest of CONFIG; return the URIs of the ``students``.
+    """Train a student on every manifest of CONFIG; return the URIs of the `students`.
 
     What is not mined yet is mined first. All students share one Ray Train job, those of each leg
     where a curriculum is mined anew on the way.
@@ -23,8 +24,10 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
     with session(spec.compute) as ray:
         for number, leg in enumerate(plan.legs):
             if missing(leg.manifests.values(), store):
-                mine(spec, number)
+                mine_again(spec, number) if number else mine(spec)
             untrained = missing(leg.students.values(), store)
             if untrained:
                 train_students(untrained, ray, store)
-    return outcome.trained(plan, store)
+    trained = outcome.trained(plan, store)
+    announce(STUDENTS_TRAINED, store, pipeline=spec.name, uris=trained["students"])
+    return trained

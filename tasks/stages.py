@@ -13,7 +13,8 @@ from b3_core.learn import Evaluation, Student, evaluate_run, train_loop
 from b3_core.ray_session import RaySession
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
-from tasks import reporting
+from b3_core.watch import Watched
+from tasks import events, reporting
 
 RETRY_SECONDS = [5, 15, 45]
 
@@ -69,3 +70,25 @@ def evaluate_student(
     """Evaluate one student on a Ray worker."""
     # Two cores each: a laptop then holds one model and one corpus in memory, not one a core.
     session.call(evaluate_run, root, evaluation, cpus=2)
+
+
+@task(
+    name="look-at",
+    task_run_name="look at {dataset.name}",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=RETRY_SECONDS,
+)
+def look_at(dataset: DatasetSpec, watched: Watched, *, now: float, patience: float) -> bool:
+    """Say that a dataset changed, if it did, and remember that it was said."""
+    change = watched.look(dataset, now=now, patience=patience)
+    if change is None:
+        return False
+    events.emit(
+        events.DATASET_CHANGED,
+        resource=f"dataset.{watched.pipeline}.{dataset.name}",
+        pipeline=watched.pipeline,
+        payload={"dataset": dataset.name, "uri": dataset.uri},
+    )
+    watched.remember(change, now=now)
+    return True

@@ -1,0 +1,242 @@
+"""Put everything on a Prefect server that running a CONFIG takes; again and again if need be.
+
+    python -m deployments.bootstrap CONFIG...      (a file, or a recipe's name: laptop)
+
+A work pool with a queue for each CONFIG, its five deployments, an automation that marks runs as
+crashed when their process is gone, one that notifies, and a limit for GPUs.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from prefect import get_client
+from prefect.automations import AutomationCore
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+from b3_core.config import load_config
+from b3_core.errors import B3Error, InputError
+
+POOL = "b3"
+GPU_LIMIT = "b3-gpu"
+FLOWS = ("pipeline", "mine", "train", "evaluate", "watch")
+ROOT = Path(__file__).parents[1]
+RECIPES = Path(__file__).parent / "recipes"
+
+_PREFECT_FILE = Path(__file__).parent / "prefect.yaml"
+_SERVER_SECONDS = 120
+_ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+_HEARTBEAT = "prefect.flow-run.heartbeat"
+_SILENCE = timedelta(seconds=100)  # three heartbeats and a little
+
+
+def config_file(named: str) -> Path:
+    """Return the path of a CONFIG, or of the recipe of that name.
+
+    Raises
+    ------
+    InputError
+        There is neither.
+    """
+    for path in (Path(named), RECIPES / f"{named}.yaml"):
+        if path.is_file():
+            return path.absolute()
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise InputError(
+        f"no CONFIG {named}", expected=f"a YAML file, or a recipe: {known}", remedy="check the path"
+    )
+
+
+def deploy(config: Path, name: str) -> None:
+    """Deploy the five flows of a CONFIG by ``prefect deploy``.
+
+    Raises
+    ------
+    B3Error
+        Prefect refuses; its own words are part of the error.
+    """
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(
+        [*command, "--prefect-file", str(_PREFECT_FILE)],
+        cwd=ROOT,
+        env={**os.environ, "B3_CONFIG": str(config), "B3_NAME": name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise B3Error(f"prefect deploy failed for {config}: {' '.join(said[-3:])}")
+
+
+async def bootstrap(
+    configs: Sequence[Path], *, watch_seconds: float | None, gpus: int, notify: str | None
+) -> None:
+    """Make or renew all of it.
+
+    Parameters
+    ----------
+    watch_seconds
+        Interval of the ``watch`` deployments, instead of prefect.yaml's.
+    gpus
+        GPUs of the cluster, for the limit ``b3-gpu``; 0 for no limit.
+    notify
+        URL that gets a POST when a run fails or crashes.
+    """
+    names = {load_config(config).name: config for config in configs}
+    async with get_client() as client:
+        await _reach(client)
+        await _make_pool(client, list(names))
+        for name, config in names.items():
+            deploy(config, name)
+            typer.echo("deployed: " + " ".join(f"{flow}/{name}" for flow in FLOWS))
+        if watch_seconds is not None:
+            await _watch_every(client, watch_seconds)
+        await _make_automation(client, _zombies())
+        if notify:
+            await _make_automation(client, await _notification(notify))
+        if gpus:
+            await client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=gpus)
+
+
+async def _reach(client: PrefectClient) -> None:
+    deadline = time.monotonic() + _SERVER_SECONDS
+    while (error := await client.api_healthcheck()) is not None:
+        if time.monotonic() > deadline:
+            raise B3Error(
+                f"no Prefect server answers at {client.api_url} within {_SERVER_SECONDS} s: "
+                f"{type(error).__name__}",
+                remedy="set PREFECT_API_URL, or start one",
+            )
+        await asyncio.sleep(1)
+
+
+async def _make_pool(client: PrefectClient, queues: Sequence[str]) -> None:
+    try:
+        await client.read_work_pool(POOL)
+        await client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
+    except ObjectNotFound:
+        await client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    for queue, limit in [*((name, 1) for name in queues), ("watch", None)]:
+        try:
+            made = await client.create_work_queue(queue, work_pool_name=POOL)
+        except ObjectAlreadyExists:
+            made = await client.read_work_queue_by_name(queue, work_pool_name=POOL)
+        await client.update_work_queue(made.id, concurrency_limit=limit)
+
+
+async def _watch_every(client: PrefectClient, seconds: float) -> None:
+    tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=["b3", "watch"]))
+    for deployment in await client.read_deployments(deployment_filter=tagged):
+        for schedule in deployment.schedules:
+            await client.update_deployment_schedule(
+                deployment.id,
+                schedule.id,
+                schedule=IntervalSchedule(interval=timedelta(seconds=seconds)),
+            )
+
+
+async def _make_automation(client: PrefectClient, wanted: AutomationCore) -> None:
+    """Create an automation, or bring the one of that name up to date."""
+    same = [a for a in await client.read_automations() if a.name == wanted.name]
+    for old in same[1:]:
+        await client.delete_automation(old.id)
+    if same:
+        await client.update_automation(same[0].id, wanted)
+    else:
+        await client.create_automation(wanted)
+
+
+def _zombies() -> AutomationCore:
+    """Mark a run as crashed when its heartbeat stops: its process was killed, or its machine."""
+    return AutomationCore(
+        name="b3: no heartbeat, so crashed",
+        description="A run whose process is gone would stay Running, and hold its queue, for ever.",
+        trigger=EventTrigger(
+            after={_HEARTBEAT},
+            expect={_HEARTBEAT, *_ENDED},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=_SILENCE,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"no heartbeat for {_SILENCE.seconds} s: its process or machine is gone",
+            )
+        ],
+    )
+
+
+async def _notification(url: str) -> AutomationCore:
+    from prefect.blocks.webhook import Webhook  # noqa: PLC0415 - a block, only where it is used
+
+    block = await Webhook(method="POST", url=url).save("b3-notify", overwrite=True)
+    return AutomationCore(
+        name="b3: failed or crashed, so notify",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.b3"}
+            ),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            CallWebhook(
+                block_document_id=block,
+                payload='{"text": "{{ flow.name }}/{{ deployment.name }}, run {{ flow_run.name }}: '
+                '{{ flow_run.state.name }}. {{ flow_run.state.message }} {{ flow_run|ui_url }}"}',
+            )
+        ],
+    )
+
+
+def main(
+    configs: Annotated[list[str], typer.Argument(help="CONFIG files, or recipes by name.")],
+    watch_seconds: Annotated[
+        float | None, typer.Option(min=5, help="How often `watch` looks; 300 if absent.")
+    ] = None,
+    gpus: Annotated[
+        int, typer.Option(min=0, envvar="B3_GPUS", help="GPUs that runs may share.")
+    ] = 0,
+) -> None:
+    """Deploy CONFIGs to the Prefect server of PREFECT_API_URL, with all that running them takes.
+
+    B3_NOTIFY_URL, if set, gets a POST with a line of text when a run fails or crashes.
+    """
+    try:
+        asyncio.run(
+            bootstrap(
+                [config_file(named) for named in configs],
+                watch_seconds=watch_seconds,
+                gpus=gpus,
+                notify=os.environ.get("B3_NOTIFY_URL"),
+            )
+        )
+    except B3Error as error:
+        typer.echo(f"b3: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    typer.run(main)
