@@ -296,6 +296,18 @@ class EvalSpec(Spec):
     max_queries: int = Field(4000, ge=1, description="Held-out queries at most, per dataset.")
 
 
+class PromoteSpec(Spec):
+    """When a new student takes the place of the one before it."""
+
+    arm: Name = Field("b3", description="Whose student is the candidate: of the first seed.")
+    rule: Literal["better", "not-worse"] = Field(
+        "not-worse",
+        description="What the interval of MRR (new - current, 95 %) must show to promote it: all "
+        "above margin; or all above -margin.",
+    )
+    margin: float = Field(0.005, ge=0, le=1, description="In MRR, which lies between 0 and 1.")
+
+
 class StoreSpec(Spec):
     """Where artifacts live. Credentials come from the environment, never from CONFIG."""
 
@@ -338,6 +350,11 @@ class PipelineSpec(Spec):
     batches: BatchSpec = BatchSpec()
     train: TrainSpec = TrainSpec()
     evaluate: EvalSpec = EvalSpec()
+    promote: PromoteSpec | None = Field(
+        None,
+        description="Compare a new student with the one in place, and mark it current or rejected; "
+        "nothing is marked if absent.",
+    )
     arms: tuple[ArmName | ArmSpec, ...] = Field(
         ("random", "b3"),
         min_length=1,
@@ -367,6 +384,10 @@ class PipelineSpec(Spec):
         for label, values in (("arms", self.arm_names), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{label} {list(values)} are not all different")
+        if self.promote is not None and self.promote.arm not in self.arm_names:
+            raise ValueError(
+                f"promote.arm is {self.promote.arm!r}, but arms are {', '.join(self.arm_names)}"
+            )
         labelled = [d.name for d in self.datasets if d.task == "classification"]
         if labelled and self.batches.negatives:
             raise ValueError(

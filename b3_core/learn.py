@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from b3_core import packaged, teacher
-from b3_core.artifacts import Artifact, Draft
+from b3_core.artifacts import Address, Artifact, Draft
 from b3_core.config import EvalSpec, TeacherSpec, TrainSpec
 from b3_core.embed import PairsRef
 from b3_core.evaluate import compare, retrieval
@@ -170,13 +170,37 @@ class Evaluation(Stage):
         return {"student": self.student.address.fingerprint, **heldout}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        train = self.student.train
-        with store.get(self.student.address).folder("model") as folder:
-            spec = TeacherSpec(model=str(folder), max_length=train.max_length)
+        manifest = self.student.manifest
+        judge = Judge(self.student.address, manifest.address.fingerprint, self.student.train)
+        judge.evaluate(manifest.refs, store, draft, progress=progress)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Evaluates one trained student.
+
+    Parameters
+    ----------
+    student
+        Where it is.
+    manifest
+        Fingerprint of what it was trained on, for the report.
+    train
+        Its training; what counts here are the prompts and the length.
+    """
+
+    student: Address
+    manifest: str
+    train: TrainSpec
+
+    def evaluate(
+        self, refs: Sequence[PairsRef], store: ArtifactStore, draft: Draft, *, progress: Progress
+    ) -> None:
+        """Rank every held-out query's positive; write a report a dataset, and mean metrics."""
+        with store.get(self.student).folder("model") as folder:
+            spec = TeacherSpec(model=str(folder), max_length=self.train.max_length)
             encoder = teacher.Teacher(spec)
-        reports = [
-            self._evaluate(encoder, ref, store, progress) for ref in self.student.manifest.refs
-        ]
+        reports = [self._report(encoder, ref, store, progress) for ref in refs]
         for report in reports:
             report.save(draft, report.task)
         names = [report.task for report in reports]
@@ -186,16 +210,15 @@ class Evaluation(Stage):
         }
         draft.counts |= {"tasks": names, "metrics": metrics}
 
-    def _evaluate(
+    def _report(
         self, encoder: teacher.Teacher, ref: PairsRef, store: ArtifactStore, progress: Progress
     ) -> retrieval.EvalReport:
         artifact = store.get(ref.address)
         heldout = PairTable.load(artifact, "heldout")
         train = PairTable.load(artifact, "train")
-        prompts = self.student.train
-        query_QD = encoder.encode(heldout.queries.to_pylist(), prompt=prompts.query_prompt)
+        query_QD = encoder.encode(heldout.queries.to_pylist(), prompt=self.train.query_prompt)
         corpus = [*train.positives.to_pylist(), *heldout.positives.to_pylist()]
-        corpus_CD = encoder.encode(corpus, prompt=prompts.positive_prompt, progress=progress)
+        corpus_CD = encoder.encode(corpus, prompt=self.train.positive_prompt, progress=progress)
         rank_Q = retrieval.rank_of_positive(
             query_QD,
             corpus_CD,
@@ -203,14 +226,14 @@ class Evaluation(Stage):
             group_C=np.concatenate([train.group_N, heldout.group_N]),
         )
         fingerprints = {
-            "student": self.student.address.fingerprint,
-            "manifest": self.student.manifest.address.fingerprint,
+            "student": self.student.fingerprint,
+            "manifest": self.manifest,
             "pairs": ref.address.fingerprint,
         }
         return retrieval.EvalReport(ref.spec.name, rank_Q, len(corpus), fingerprints)
 
 
-def evaluate_run(root: str, evaluation: Evaluation) -> None:
+def evaluate_run(root: str, evaluation: Stage) -> None:
     """Evaluate one student: the body of a Ray task."""
     evaluation.run(ArtifactStore(root))
 

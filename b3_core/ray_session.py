@@ -83,7 +83,7 @@ class RaySession:
 
     @property
     def workers(self) -> int:
-        """Actors of a pool: as asked, else one a core (or a GPU share) of this machine or cluster."""
+        """Actors of a pool: as asked, else one a core or GPU share of this machine or cluster."""
         if self.compute.workers is not None:
             return self.compute.workers
         if self._joins:

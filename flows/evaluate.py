@@ -5,6 +5,8 @@ from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from b3_core.config import PipelineSpec
+from b3_core.plan import Plan
+from b3_core.promote import Promotion
 from b3_core.ray_session import session
 from b3_core.stage import missing
 from b3_core.store import ArtifactStore
@@ -12,7 +14,7 @@ from flows import outcome
 from flows.mine import plan_of
 from flows.train import train
 from tasks import reporting
-from tasks.artifacts import publish_results
+from tasks.artifacts import publish_promotion, publish_results
 from tasks.stages import evaluate_student, run_stage
 
 
@@ -44,5 +46,21 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
     if store.find(plan.results.address) is None:
         run_stage(plan.results, store)
     results = outcome.evaluated(plan, store)
-    publish_results(results)
+    publish_results(spec.name, results)
+    if spec.promote is not None:
+        results["promotion"] = _promote(plan, spec, store)
     return results
+
+
+def _promote(plan: Plan, spec: PipelineSpec, store: ArtifactStore) -> outcome.Outcome:
+    """Compare the candidate with the student in place, and mark it."""
+    promotion = Promotion(store, spec.name, spec.promote)
+    evaluation = plan.evaluations[spec.promote.arm, spec.seeds[0]]
+    promotion.nominate(evaluation)
+    standing = promotion.standing(evaluation)
+    if standing is not None and store.find(standing.address) is None:
+        with session(spec.compute) as ray:
+            evaluate_student(standing, ray, store.root, arm="in place", seed=0)
+    decision = promotion.decide(evaluation)
+    publish_promotion(spec.name, decision, promotion.history)
+    return decision

@@ -56,7 +56,8 @@ def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> 
         ):
             if store.find(stage.address) is None:
                 run_stage(stage, store)
-    publish_manifests({key: store.get(made.address) for key, made in now.manifests.items()})
+    made = {key: store.get(manifest.address) for key, manifest in now.manifests.items()}
+    publish_manifests(spec.name, made)
 
 
 def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:

@@ -10,6 +10,7 @@ from b3_core.config import PipelineSpec
 from b3_core.embed import Pairs, PairsRef
 from b3_core.learn import read_results
 from b3_core.plan import Plan
+from b3_core.promote import Promotion
 from b3_core.stage import Stage, missing
 from b3_core.store import ArtifactStore
 
@@ -59,6 +60,10 @@ def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
     }
     if missing(needed[flow], store):
         return None
+    if spec.promote is not None and flow in ("evaluate", "pipeline"):
+        candidate = plan.evaluations[spec.promote.arm, spec.seeds[0]]
+        if not Promotion(store, spec.name, spec.promote).decided(candidate):
+            return None
     return OF_FLOW[flow](plan, store)
 
 

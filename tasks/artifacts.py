@@ -1,17 +1,28 @@
 """What a person sees on a run's page in the Prefect UI."""
 
+import contextlib
+import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 
 from b3_core.artifacts import Artifact
 from b3_core.evaluate.compare import sentences
 from b3_core.evaluate.retrieval import METRICS
 from b3_core.manifest import Manifest
+from b3_core.progress import Progress, silent
+
+_PROGRESS_SECONDS = 2  # between two updates of a bar
 
 
-def publish_manifests(manifests: Mapping[tuple[str, int], Artifact]) -> None:
+def publish_manifests(pipeline: str, manifests: Mapping[tuple[str, int], Artifact]) -> None:
     """Summarise the manifests of all (arm, seed): what is in them, how hard their batches are.
 
     Partners are means over the rows of the first dataset, in the communities of the last phase.
@@ -28,10 +39,13 @@ def publish_manifests(manifests: Mapping[tuple[str, int], Artifact]) -> None:
             f"| {head['left_out']:,} | {quality['window']:.2f} | {quality['too_hard']:.2f} "
             f"| `{artifact.uri}` |"
         )
-    create_markdown_artifact("\n".join(lines), key="manifests", description="Mined batches")
+    lines += ["", "Check one: `b3 verify URI`. Compare two: `b3 diff URI URI`."]
+    create_markdown_artifact(
+        "\n".join(lines), key=_key(pipeline, "manifests"), description="Mined batches"
+    )
 
 
-def publish_results(results: dict[str, Any]) -> None:
+def publish_results(pipeline: str, results: dict[str, Any]) -> None:
     """Show the arms side by side, and the differences between them."""
     rows = [
         {
@@ -42,4 +56,51 @@ def publish_results(results: dict[str, Any]) -> None:
         for row in results["arms"]
     ]
     said = "; ".join(sentences(results["differences"]))
-    create_table_artifact(rows, key="arms", description=said or "One arm")
+    create_table_artifact(rows, key=_key(pipeline, "arms"), description=said or "One arm")
+
+
+def publish_promotion(pipeline: str, decision: dict[str, Any], history: list[Any]) -> None:
+    """Show what became of the new student, and of those before it."""
+    lines = [
+        f"**{decision['status']}**: {decision['why']}",
+        "",
+        f"- student `{decision['student']}`",
+        f"- manifest `{decision['manifest']}`",
+        "",
+        "| when | student | status | why |",
+        "|-|-|-|-|",
+    ]
+    for each in reversed(history):
+        lines.append(
+            f"| {each['when']} | `{'/'.join(each['student'])}` | {each['status']} | {each['why']} |"
+        )
+    create_markdown_artifact(
+        "\n".join(lines), key=_key(pipeline, "promotion"), description="Which student is in place"
+    )
+
+
+def open_progress(title: str) -> Progress:
+    """Show a bar on the run's page; what is returned is told (done, total) from any thread.
+
+    Progress is a courtesy: where it cannot be shown, the work goes on.
+    """
+    try:
+        artifact = create_progress_artifact(0.0, description=title)
+    except Exception:  # the server is away for a moment
+        return silent
+    last = 0.0
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if total and (done == total or now - last > _PROGRESS_SECONDS):
+            last = now
+            with contextlib.suppress(Exception):
+                update_progress_artifact(artifact, progress=100.0 * done / total)
+
+    return show
+
+
+def _key(pipeline: str, kind: str) -> str:
+    """Name an artifact as Prefect allows it: small letters, digits and dashes."""
+    return re.sub("[^a-z0-9]+", "-", f"{pipeline}-{kind}".lower()).strip("-")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from b3_core.progress import Progress
+from b3_core.progress import Progress, silent
 
 
 class Reporter(Protocol):
@@ -20,8 +20,12 @@ class Reporter(Protocol):
         """Open a step; what it yields is told ``(done, total)``."""
 
 
+#: Steps that take long enough for somebody to watch them on the run's page.
+_LONG = {"embed", "train", "evaluate"}
+
+
 class LogReporter:
-    """Writes a line when a step ends: for runs that nobody watches live."""
+    """Writes a line when a step ends, and shows a bar on the run's page for the long ones."""
 
     def __init__(self) -> None:
         self._logger = logging.getLogger("prefect.b3")
@@ -30,7 +34,12 @@ class LogReporter:
     def step(self, title: str) -> Iterator[Progress]:
         """Log the step's end and duration."""
         started = time.monotonic()
-        yield lambda done, total: None
+        if title in _LONG:
+            from tasks.artifacts import open_progress  # noqa: PLC0415 - Prefect, only in a run
+
+            yield open_progress(title)
+        else:
+            yield silent
         self._logger.info("%s: done in %.1f s", title, time.monotonic() - started)
 
 

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
-from b3_core.learn import Evaluation, Student, evaluate_run, train_loop
+from b3_core.learn import Student, evaluate_run, train_loop
 from b3_core.ray_session import RaySession
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
@@ -65,7 +65,7 @@ def train_students(students: list[Student], session: RaySession, store: Artifact
     retries=1,
 )
 def evaluate_student(
-    evaluation: Evaluation, session: RaySession, root: str, *, arm: str, seed: int
+    evaluation: Stage, session: RaySession, root: str, *, arm: str, seed: int
 ) -> None:
     """Evaluate one student on a Ray worker."""
     # Two cores each: a laptop then holds one model and one corpus in memory, not one a core.

@@ -1,0 +1,217 @@
+"""Which student is in place, and whether a new one takes its place.
+
+    new student -> candidate -> judged beside the current one, on the same queries
+                -> current (the one before it is retired), or rejected
+
+Data moves on between two trainings, so the current student is judged again on the datasets as they
+are now; queries that it was trained on do not count.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from b3_core.artifacts import Address, Draft
+from b3_core.config import EvalSpec, PromoteSpec, TrainSpec
+from b3_core.embed import PairsRef
+from b3_core.evaluate import compare, retrieval
+from b3_core.learn import Evaluation, Judge
+from b3_core.manifest import Manifest
+from b3_core.pairs import PairTable, read_keys
+from b3_core.progress import Progress
+from b3_core.stage import Stage, generator
+from b3_core.store import ArtifactStore
+
+Status = Literal["candidate", "current", "rejected", "retired"]
+
+_REMEMBERED = 100  # decisions
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Standing(Stage):
+    """How the student in place does on datasets as they are now."""
+
+    student: Address
+    refs: tuple[PairsRef, ...]
+    spec: EvalSpec
+    name: ClassVar[str] = "standing"
+    version: ClassVar[int] = 10 * retrieval.VERSION + _VERSION
+
+    @property
+    def dataset(self) -> str:  # noqa: D102 - the base class says it
+        return self.student.dataset
+
+    @property
+    def settings(self) -> Mapping[str, Any]:  # noqa: D102
+        return self.spec.model_dump()
+
+    @property
+    def inputs(self) -> Mapping[str, str]:  # noqa: D102
+        pairs = {ref.spec.name: f"{ref.digest} {ref.heldout_digest}" for ref in self.refs}
+        return {"student": self.student.fingerprint, **pairs}
+
+    def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
+        record = store.get(self.student).record
+        known = TrainSpec.model_fields.keys() & record["settings"].keys()
+        train = TrainSpec(**{name: record["settings"][name] for name in known})
+        judge = Judge(self.student, record["lineage"]["manifest"], train)
+        judge.evaluate(self.refs, store, draft, progress=progress)
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """The place of one CONFIG's current student, in CONFIG's store.
+
+    Parameters
+    ----------
+    pipeline
+        CONFIG's name.
+    """
+
+    store: ArtifactStore
+    pipeline: str
+    rule: PromoteSpec
+
+    @property
+    def current(self) -> Address | None:
+        """The student in place, None before the first."""
+        found = self._noted()["current"]
+        return None if found is None else Address(*found)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was decided, oldest first: student, manifest, status, and why."""
+        decisions: list[dict[str, Any]] = self._noted()["history"]
+        return decisions
+
+    def standing(self, evaluation: Evaluation) -> Standing | None:
+        """Return what judges the current student beside a candidate; None if there is no other."""
+        current = self.current
+        if current is None or current == evaluation.student.address:
+            return None
+        return Standing(current, evaluation.student.manifest.refs, evaluation.spec)
+
+    def decided(self, evaluation: Evaluation) -> bool:
+        """Tell whether a student was compared, whatever came of it."""
+        return any(each["status"] != "candidate" for each in self._marks(evaluation))
+
+    def nominate(self, evaluation: Evaluation) -> None:
+        """Mark a student as candidate, unless it is marked already."""
+        if not self._marks(evaluation):
+            self._mark(evaluation, "candidate", "trained, not compared yet")
+
+    def decide(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Mark a candidate as current or rejected; both must have been judged.
+
+        Returns
+        -------
+        dict
+            ``student`` and ``manifest`` as URIs, ``status``, ``why``, and ``difference`` (mean,
+            low, high of MRR, new - current, and ``queries``) where there was one to compare with.
+        """
+        standing = self.standing(evaluation)
+        if standing is None:
+            first = self.current is None
+            why = "the first" if first else "in place already"
+            return self._mark(evaluation, "current", why)
+        fair_Q = self._unseen(standing)
+        found = self._difference(evaluation, standing, fair_Q)
+        bar = self.rule.margin if self.rule.rule == "better" else -self.rule.margin
+        promoted = found.low > bar
+        why = (
+            f"MRR {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] against the one in "
+            f"place; rule {self.rule.rule!r} asks for more than {bar:+.4f}"
+        )
+        difference = {"mean": found.mean, "low": found.low, "high": found.high}
+        difference["queries"] = int(fair_Q.sum())
+        status: Status = "current" if promoted else "rejected"
+        return self._mark(evaluation, status, why) | {"difference": difference}
+
+    def _difference(
+        self, evaluation: Evaluation, standing: Standing, fair_Q: npt.NDArray[np.bool_]
+    ) -> compare.Interval:
+        new, old = (self.store.get(stage.address) for stage in (evaluation, standing))
+        reciprocal_2Q = [
+            np.concatenate(
+                [1 / retrieval.EvalReport.load(each, task).rank_Q for task in each.counts["tasks"]]
+            )[fair_Q]
+            for each in (new, old)
+        ]
+        return compare.paired_bootstrap(
+            reciprocal_2Q[0][None], reciprocal_2Q[1][None], rng=generator(0, "promotion")
+        )
+
+    def _unseen(self, standing: Standing) -> npt.NDArray[np.bool_]:
+        """Tell which held-out queries the current student was not trained on."""
+        manifest = Address(
+            standing.student.dataset,
+            "manifest",
+            self.store.get(standing.student).record["lineage"]["manifest"],
+        )
+        head = Manifest.read_head(self.store.get(manifest))
+        trained_of = {
+            entry["name"]: read_keys(
+                self.store.get(Address(entry["name"], "pairs", entry["pairs"]))
+            )
+            for entry in head["datasets"]
+        }
+        unseen = []
+        for ref in standing.refs:
+            keys = PairTable.load(self.store.get(ref.address), "heldout").table["key"]
+            trained = trained_of.get(ref.spec.name)
+            seen = pc.is_in(keys, trained) if trained is not None else None
+            unseen.append(
+                np.ones(len(keys), bool) if seen is None else ~seen.to_numpy(zero_copy_only=False)
+            )
+        fair_Q = np.concatenate(unseen)
+        return fair_Q if fair_Q.any() else np.ones_like(fair_Q)
+
+    def _marks(self, evaluation: Evaluation) -> list[dict[str, Any]]:
+        student = list(_parts(evaluation.student.address))
+        return [each for each in self.history if each["student"] == student]
+
+    def _noted(self) -> dict[str, Any]:
+        return self.store.note(self._name) or {"current": None, "history": []}
+
+    @property
+    def _name(self) -> str:
+        return f"promotion/{self.pipeline}"
+
+    def _mark(self, evaluation: Evaluation, status: Status, why: str) -> dict[str, Any]:
+        """Write a decision down, unless the last one of this student was the same."""
+        student, manifest = evaluation.student.address, evaluation.student.manifest.address
+        noted = self._noted()
+        history: list[dict[str, Any]] = noted["history"]
+        before = self._marks(evaluation)
+        if not before or before[-1]["status"] != status:
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            if status == "current" and noted["current"] is not None:
+                retired = {"student": noted["current"], "status": "retired", "why": "replaced"}
+                history.append(retired | {"when": when})
+            history.append(
+                {
+                    "student": list(_parts(student)),
+                    "manifest": list(_parts(manifest)),
+                    "status": status,
+                    "why": why,
+                    "when": when,
+                }
+            )
+            current = list(_parts(student)) if status == "current" else noted["current"]
+            self.store.set_note(self._name, {"current": current, "history": history[-_REMEMBERED:]})
+        return {
+            "student": self.store.uri(student.path),
+            "manifest": self.store.uri(manifest.path),
+            "status": status,
+            "why": why,
+        }
+
+
+def _parts(address: Address) -> Sequence[str]:
+    return address.dataset, address.stage, address.fingerprint

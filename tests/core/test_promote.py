@@ -1,0 +1,93 @@
+"""A new student beside the one in place, each really trained."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from b3_core.config import PromoteSpec
+from b3_core.embed import Pairs
+from b3_core.errors import InputError
+from b3_core.promote import Promotion
+from tests.conftest import topic_table
+from tests.core.test_incremental import Mining
+
+GOOD = {"student": "tokens", "temperature": 0.05}
+BAD = {"student": "static", "dim": 8, "learning_rate": 1e-9}  # stays as random as it began
+
+
+class Place:
+    """A CONFIG whose training and data change, and the place its students compete for."""
+
+    def __init__(self, folder, **rule):
+        self.folder, self.rule = folder, PromoteSpec(**rule)
+
+    def compete(self, train, table):
+        mining = Mining(self.folder, train=train, evaluate={"holdout": 0.2})
+        self.spec, self.store = mining.spec, mining.store
+        plan, _ = mining.run(table)
+        plan.students[0].run(mining.store)
+        evaluation = plan.evaluations["b3", 0]
+        evaluation.run(mining.store)
+        self.promotion = Promotion(mining.store, "pipeline", self.rule)
+        assert not self.promotion.decided(evaluation)
+        self.promotion.nominate(evaluation)
+        standing = self.promotion.standing(evaluation)
+        if standing is not None:
+            self.standing = standing.run(mining.store)
+        decision = self.promotion.decide(evaluation)
+        assert self.promotion.decided(evaluation)
+        assert self.promotion.decide(evaluation) | {"why": ""} == decision | {"why": ""} or (
+            decision["status"] == "current"
+        )
+        return decision
+
+    @property
+    def statuses(self):
+        return [each["status"] for each in self.promotion.history]
+
+
+def test_the_better_one_is_in_place(tmp_path):
+    place, table = Place(tmp_path), topic_table(400)
+    first = place.compete(BAD, table)
+    assert first["status"] == "current"
+    assert "difference" not in first
+    second = place.compete(GOOD, table)
+    assert second["status"] == "current"
+    assert second["difference"]["low"] > 0
+    third = place.compete(BAD | {"dim": 16}, table)
+    assert third["status"] == "rejected"
+    assert third["difference"]["high"] < 0
+    assert place.promotion.current.fingerprint in second["student"]
+    assert place.statuses == [
+        *("candidate", "current"),
+        *("candidate", "retired", "current"),
+        *("candidate", "rejected"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "status"), [({"rule": "not-worse"}, "current"), ({"rule": "better"}, "rejected")]
+)
+def test_as_good_as_the_one_in_place(tmp_path, rule, status):
+    place, table = Place(tmp_path, margin=0.05, **rule), topic_table(400)
+    place.compete(GOOD, table)
+    assert place.compete(GOOD | {"temperature": 0.0501}, table)["status"] == status
+
+
+def test_data_moved_on(tmp_path):
+    """The current student is judged on the new rows; those that it was trained on do not count."""
+    place, table = Place(tmp_path), topic_table(400)
+    place.compete(GOOD, table)
+    smaller = table.slice(100)  # a fifth of fewer rows: some of those held out were trained on
+    decision = place.compete(GOOD, pa.concat_tables([smaller, topic_table(60, seed=4).slice(40)]))
+    heldout = Pairs.of(place.spec.datasets[0], place.spec.evaluate)
+    heldout = place.store.get(heldout.address).counts["heldout"]
+    assert 0 < decision["difference"]["queries"] < heldout
+    standing = place.standing
+    assert standing.record["lineage"]["student"] == place.promotion.history[1]["student"][2]
+
+
+def test_an_arm_that_is_not_there_is_refused(tmp_path):
+    pq.write_table(topic_table(9), tmp_path / "pairs.parquet")
+    with pytest.raises(InputError, match="promote.arm is 'paper', but arms are b3"):
+        Mining(tmp_path, promote={"arm": "paper"})

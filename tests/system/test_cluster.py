@@ -1,0 +1,127 @@
+"""What an operator does, on a whole installation: deploy, run, change data, cancel."""
+
+import re
+import time
+
+import psutil
+import pytest
+
+from deployments.cluster import BUCKET
+from tests.conftest import topic_table
+from tests.system.conftest import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+REACTING = ("mine", "train", "evaluate")
+
+
+def manifests(installation, run_id):
+    """URIs of the manifests on a run's page."""
+    subflows = installation.api(
+        "flow_runs/filter", flow_runs={"parent_flow_run_id": {"any_": [run_id]}}
+    )
+    ids = [run_id, *(run["id"] for run in subflows)]
+    found = installation.api(
+        "artifacts/filter",
+        artifacts={"flow_run_id": {"any_": ids}, "key": {"any_": ["manifests"]}},
+    )
+    return re.findall(r"`(s3://[^`]+)`", "".join(each["data"] for each in found))
+
+
+def test_a_deployed_run_ends_well_and_its_manifest_is_sound(installation):
+    done = installation.command(
+        "prefect", "deployment", "run", "pipeline/laptop", "--watch", "--watch-timeout", "400"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run_id = re.search(r"UUID: (\S+)", done.stdout)[1]
+    uris = manifests(installation, run_id)
+    assert len(uris) == 2
+    for uri in uris:
+        verified = installation.command("b3", "verify", uri)
+        assert verified.returncode == 0, verified.stderr
+        assert "sound" in verified.stdout
+
+
+def test_a_bad_parameter_is_named_and_starts_nothing(installation):
+    before = installation.api("flow_runs/count", flows={"name": {"any_": ["pipeline"]}})
+    spec = '{"datasets": [{"name": "a", "uri": "x", "query": "q", "positive": "p"}], '
+    spec += '"mining": {"k": 1}}'
+    done = installation.command(
+        "prefect", "deployment", "run", "pipeline/laptop", "--param", f"spec={spec}", "--watch"
+    )
+    assert done.returncode == 1
+    assert "spec.mining.k" in done.stdout + done.stderr
+    after = installation.api("flow_runs/count", flows={"name": {"any_": ["pipeline"]}})
+    assert after == before
+
+
+def test_bootstrap_again_changes_nothing(installation):
+    before = [installation.api(f"{kind}/filter") for kind in ("deployments", "automations")]
+    assert installation.command("python", "-m", "deployments.bootstrap", "laptop").returncode == 0
+    after = [installation.api(f"{kind}/filter") for kind in ("deployments", "automations")]
+    for old, new in zip(before, after, strict=True):
+        assert sorted(each["name"] for each in old) == sorted(each["name"] for each in new)
+
+
+def counts(installation, name):
+    return {flow: len(installation.runs(flow, name)) for flow in REACTING}
+
+
+def quiet(installation, name):
+    """Tell whether every run of a CONFIG's deployments has ended, evaluations among them."""
+    runs = [run for flow in REACTING for run in installation.runs(flow, name)]
+    return bool(installation.runs("evaluate", name)) and all(
+        run["state_type"] == "COMPLETED" for run in runs
+    )
+
+
+def test_a_changed_dataset_is_mined_by_itself(installation, tmp_path):
+    name = installation.deploy(tmp_path, "still", "moving")
+    until(lambda: quiet(installation, name), 400, "the first mining, training and evaluation")
+
+    def pairs(dataset):
+        return set(installation.files().ls(f"{BUCKET}/{name}/artifacts/{dataset}/pairs"))
+
+    settled, polls = counts(installation, name), len(installation.runs("watch", name))
+    until(lambda: len(installation.runs("watch", name)) >= polls + 10, 300, "ten polls")
+    assert counts(installation, name) == settled
+
+    before = {dataset: pairs(dataset) for dataset in ("still", "moving")}
+    installation.put(topic_table(40, seed=9), f"{name}/moving/part-1.parquet")
+    changed = time.monotonic()
+    until(lambda: len(installation.runs("mine", name)) > settled["mine"], 60, "a mine run")
+    print(f"a mine run began {time.monotonic() - changed:.0f} s after the change")
+    until(
+        lambda: (
+            len(installation.runs("evaluate", name)) > settled["evaluate"]
+            and quiet(installation, name)
+        ),
+        300,
+        "training and evaluation after it",
+    )
+    assert pairs("still") == before["still"]
+    assert len(pairs("moving")) == len(before["moving"]) + 1
+    assert counts(installation, name) == {flow: settled[flow] + 1 for flow in REACTING}
+
+
+def working():
+    """Ray workers that have something of ours to do."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (process.info["cmdline"] or [""])[0].startswith("ray::ShardWorker")
+    ]
+
+
+def test_cancelling_stops_the_work(installation, tmp_path):
+    name = installation.deploy(tmp_path, "large", rows=30_000, teacher="minilm")
+    run_id = installation.start("mine", name)
+    until(working, 120, "Ray workers")
+    time.sleep(5)
+    cancelled = time.monotonic()
+    installation.api(f"flow_runs/{run_id}/set_state", state={"type": "CANCELLING"})
+    until(lambda: not working(), 60, "the end of Ray's work")
+    seconds = time.monotonic() - cancelled
+    print(f"Ray's work ended {seconds:.1f} s after the cancellation")
+    assert seconds < 10
+    assert installation.ended(run_id, 60)["state_type"] == "CANCELLED"
