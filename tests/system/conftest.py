@@ -115,7 +115,7 @@ class Installation:
         } | changes
         file = Path(folder, f"{name}.yaml")
         file.write_text(json.dumps(config))
-        seconds = ["--watch-seconds", "10"]
+        seconds = ["--watch-seconds", "20"]
         done = self.command("python", "-m", "deployments.bootstrap", file, *seconds)
         assert done.returncode == 0, done.stdout + done.stderr
         return name

@@ -83,13 +83,13 @@ def test_a_changed_dataset_is_mined_by_itself(installation, tmp_path):
         return set(installation.files().ls(f"{BUCKET}/{name}/artifacts/{dataset}/pairs"))
 
     settled, polls = counts(installation, name), len(installation.runs("watch", name))
-    until(lambda: len(installation.runs("watch", name)) >= polls + 10, 300, "ten polls")
+    until(lambda: len(installation.runs("watch", name)) >= polls + 10, 500, "ten polls")
     assert counts(installation, name) == settled
 
     before = {dataset: pairs(dataset) for dataset in ("still", "moving")}
     installation.put(topic_table(40, seed=9), f"{name}/moving/part-1.parquet")
     changed = time.monotonic()
-    until(lambda: len(installation.runs("mine", name)) > settled["mine"], 60, "a mine run")
+    until(lambda: len(installation.runs("mine", name)) > settled["mine"], 90, "a mine run")
     print(f"a mine run began {time.monotonic() - changed:.0f} s after the change")
     until(
         lambda: (
