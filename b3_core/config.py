@@ -114,7 +114,7 @@ class MiningSpec(Spec):
     )
     partitioner: Literal[
         "leiden", "leidenalg", "metis", "metis-paper", "kaminpar", "rcm", "random"
-    ] = "leiden"
+    ] = Field("leiden", description="How communities are found; metis-paper is the published way.")
     resolution: float | None = Field(
         None, gt=0, description="CPM resolution of Leiden; chosen from the graph if absent."
     )
@@ -268,7 +268,7 @@ class TrainSpec(Spec):
     )
     revision: str | None = Field(None, description="Commit of a hub model; required for hub ids.")
     dim: int = Field(256, ge=8, description="Width of the student 'static'.")
-    temperature: float = Field(0.05, gt=0)
+    temperature: float = Field(0.05, gt=0, description="Scores are divided by it in InfoNCE.")
     learning_rate: float | None = Field(
         None,
         gt=0,
@@ -279,9 +279,9 @@ class TrainSpec(Spec):
     max_length: int | None = Field(
         None, ge=1, description="Tokens kept; the model's own by default."
     )
-    query_prompt: str = ""
-    positive_prompt: str = ""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    query_prompt: str = Field("", description="Put before every query.")
+    positive_prompt: str = Field("", description="Put before every positive.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the student.")
 
 
 class EvalSpec(Spec):
@@ -335,7 +335,7 @@ class ComputeSpec(Spec):
 class ArmSpec(Spec):
     """An arm of one's own: CONFIG's mining and batches with some keys changed."""
 
-    name: Name
+    name: Name = Field(description="What it is called in tables.")
     mining: dict[str, Any] = Field({}, description="Keys of mining that differ.")
     batches: dict[str, Any] = Field({}, description="Keys of batches that differ.")
 
@@ -343,7 +343,9 @@ class ArmSpec(Spec):
 class PipelineSpec(Spec):
     """One CONFIG: what to mine, train on and evaluate."""
 
-    name: Name = "pipeline"
+    name: Name = Field(
+        "pipeline", description="Names its deployments, and its results' place in the store."
+    )
     datasets: tuple[DatasetSpec, ...] = Field(min_length=1)
     teacher: TeacherSpec = TeacherSpec()
     mining: MiningSpec = MiningSpec()
