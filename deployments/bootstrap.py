@@ -21,7 +21,6 @@ from prefect import get_client
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
@@ -106,7 +105,7 @@ async def bootstrap(
             deploy(config, name)
             typer.echo("deployed: " + " ".join(f"{flow}/{name}" for flow in FLOWS))
         if watch_seconds is not None:
-            await _watch_every(client, watch_seconds)
+            await _watch_every(client, list(names), watch_seconds)
         await _make_automation(client, _zombies())
         if notify:
             await _make_automation(client, await _notification(notify))
@@ -140,15 +139,12 @@ async def _make_pool(client: PrefectClient, queues: Sequence[str]) -> None:
         await client.update_work_queue(made.id, concurrency_limit=limit)
 
 
-async def _watch_every(client: PrefectClient, seconds: float) -> None:
-    tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=["b3", "watch"]))
-    for deployment in await client.read_deployments(deployment_filter=tagged):
-        for schedule in deployment.schedules:
-            await client.update_deployment_schedule(
-                deployment.id,
-                schedule.id,
-                schedule=IntervalSchedule(interval=timedelta(seconds=seconds)),
-            )
+async def _watch_every(client: PrefectClient, names: Sequence[str], seconds: float) -> None:
+    schedule = IntervalSchedule(interval=timedelta(seconds=seconds))
+    for name in names:
+        deployment = await client.read_deployment_by_name(f"watch/{name}")
+        for old in deployment.schedules:
+            await client.update_deployment_schedule(deployment.id, old.id, schedule=schedule)
 
 
 async def _make_automation(client: PrefectClient, wanted: AutomationCore) -> None:

@@ -1,5 +1,6 @@
 """A whole installation, started once for the tests that need one."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
-from deployments.cluster import BUCKET, Cluster
+from deployments.cluster import BUCKET, PROGRAMS, Cluster
 from tests.conftest import ROOT, topic_table
 
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -58,14 +59,43 @@ class Installation:
         return [run for run in found if run["state_type"] != "SCHEDULED"]
 
     def run(self, run_id):
+        """Read a run; wait for the server where it is just starting."""
         url = self.cluster.client_environment["PREFECT_API_URL"]
-        return httpx.get(f"{url}/flow_runs/{run_id}", timeout=30).json()
+        for _ in range(60):
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{url}/flow_runs/{run_id}", timeout=30).json()
+            time.sleep(1)
+        raise AssertionError("the Prefect server does not answer")
 
-    def start(self, flow, deployment):
-        """Start a run through the API; return its id."""
+    def state(self, run_id):
+        return self.run(run_id)["state_type"]
+
+    def deployment(self, flow, name):
         url = self.cluster.client_environment["PREFECT_API_URL"]
-        found = httpx.get(f"{url}/deployments/name/{flow}/{deployment}", timeout=30).json()
-        return self.api(f"deployments/{found['id']}/create_flow_run")["id"]
+        return httpx.get(f"{url}/deployments/name/{flow}/{name}", timeout=30).json()["id"]
+
+    def start(self, flow, name, **settings):
+        """Start a run through the API; return its id."""
+        where = f"deployments/{self.deployment(flow, name)}/create_flow_run"
+        return self.api(where, **settings)["id"]
+
+    def quieten(self, flow, name):
+        """Let a deployment's schedules start nothing."""
+        self.api(f"deployments/{self.deployment(flow, name)}/pause_deployment")
+
+    def deafen(self, flow, name):
+        """Take a deployment's triggers away."""
+        owner = f"prefect.deployment.{self.deployment(flow, name)}"
+        url = self.cluster.client_environment["PREFECT_API_URL"]
+        httpx.delete(f"{url}/automations/owned-by/{owner}", timeout=30).raise_for_status()
+
+    def healthy(self):
+        """Tell whether every program is up and the server answers."""
+        with contextlib.suppress(httpx.HTTPError):
+            url = self.cluster.client_environment["PREFECT_API_URL"]
+            answer = httpx.get(f"{url}/health", timeout=5)
+            return answer.is_success and all(map(self.cluster.pid, PROGRAMS))
+        return False
 
     def ended(self, run_id, timeout=400):
         """Wait until a run has ended; return it."""
@@ -147,6 +177,9 @@ def installation():
     )
     try:
         assert started.returncode == 0, started.stdout + started.stderr
-        yield Installation(Cluster.at(home))
+        installation = Installation(Cluster.at(home))
+        installation.quieten("watch", "laptop")  # it would mine by itself beside what is tested
+        installation.deafen("mine", "laptop")
+        yield installation
     finally:
         subprocess.run([*command, "down", "--home", home], cwd=ROOT, check=True, timeout=120)
