@@ -1,5 +1,7 @@
 """``b3 bench``: what this project does, side by side with what others do."""
 
+import subprocess
+import sys
 import tempfile
 import time
 from functools import partial
@@ -280,6 +282,70 @@ def manifest(
             )
 
     run_command(work, as_json=as_json, verbose=verbose, show=partial(_show, table="results"))
+
+
+@app.command()
+def overhead(
+    *,
+    corpus: Corpus = "code",
+    pairs: Pairs = 20_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that both are run.")] = 1,
+    shards: Annotated[int, typer.Option(min=1, help="Shards that only wait.")] = 1_000,
+    milliseconds: Annotated[float, typer.Option(min=0, help="How long each waits.")] = 10,
+    store: Store = ".b3",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Time the demo as flows, and its stages called by a plain script; then idle shards.
+
+    Each run has a process and an empty store of its own; reading the corpus is in neither.
+    """
+
+    def work() -> dict[str, Any]:
+        from b3_core.bench.machine import machine  # noqa: PLC0415
+        from b3_core.config import ComputeSpec  # noqa: PLC0415
+        from tasks import reporting  # noqa: PLC0415
+
+        settings = {"part": "validation", "arms": ["random", "paper", "b3"], "seeds": [0, 1, 2]}
+        spec = demo_config(corpus, pairs, store, settings)
+        rows = []
+        for repeat in range(repeats):
+            for way, command in _WAYS.items():
+                with reporting.step(f"{way} {repeat}"):
+                    rows.append({"way": way, "repeat": repeat, "seconds": _timed(command, spec)})
+        embedded.serve()
+        from flows.overhead import overhead as flow  # noqa: PLC0415
+
+        waited = flow(shards, milliseconds / 1000, ComputeSpec())
+        waited["outside_seconds"] = round(waited["seconds"] - waited["work_seconds"], 2)
+        return {"rows": rows, "idle_shards": {"shards": shards, **waited}, "machine": machine()}
+
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_overhead)
+
+
+#: Plain first: whoever is second finds the files of the libraries in memory.
+_WAYS = {"plain script": ["b3_core.bench.overhead"], "flows": ["flows", "run"]}
+
+
+def _timed(command: list[str], spec: Any) -> float:
+    """Run a CONFIG in an empty store, in a process of its own; return its seconds."""
+    with tempfile.TemporaryDirectory(prefix="b3-overhead-") as folder:
+        own = spec.model_copy(update={"store": spec.store.model_copy(update={"root": folder})})
+        config = Path(folder, "config.json")
+        config.write_text(own.model_dump_json(exclude_unset=True), encoding="utf-8")
+        began = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", *command, str(config)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return round(time.monotonic() - began, 2)
+
+
+def _show_overhead(console: Console, outcome: dict[str, Any]) -> None:
+    _show(console, outcome)
+    console.print(figures_table([outcome["idle_shards"]]))
 
 
 def _show_remine(console: Console, outcome: dict[str, Any]) -> None:
