@@ -30,8 +30,8 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from b3_core.config import load_config
 from b3_core.errors import B3Error, InputError
+from deployments import POOL
 
-POOL = "b3"
 GPU_LIMIT = "b3-gpu"
 FLOWS = ("pipeline", "mine", "train", "evaluate", "watch")
 ROOT = Path(__file__).parents[1]

@@ -46,7 +46,7 @@ PROGRAMS = (
 
 _BIN = Path(sys.executable).parent
 _CONF = Path(__file__).with_name("supervisord.conf")
-_WANTED_PORTS = {"prefect": 4200, "ray": 6380, "s3": 9000}
+_WANTED_PORTS = {"prefect": 4200, "ray": 6380, "s3": 9000, "worker": 8080}
 _LONGEST_SOCKET = 90  # a Unix socket's path may have 107 bytes, and names are added to the folder
 _START_SECONDS = 120
 
@@ -129,6 +129,7 @@ class Cluster:
             # Ray's sockets lie far below this folder, so its path must be short.
             "B3_RAY_TEMP": str(Path(tempfile.gettempdir(), f"b3-ray-{digest}")),
             "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_WORKER_WEBSERVER_PORT": str(ports["worker"]),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "RAY_USAGE_STATS_ENABLED": "0",

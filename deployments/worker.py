@@ -17,7 +17,7 @@ import typer
 from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
-POOL = "b3"
+from deployments import POOL
 
 
 async def _work(name: str, limit: int, seconds: float) -> None:

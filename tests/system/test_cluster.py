@@ -125,3 +125,15 @@ def test_cancelling_stops_the_work(installation, tmp_path):
     print(f"Ray's work ended {seconds:.1f} s after the cancellation")
     assert seconds < 10
     assert installation.ended(run_id, 60)["state_type"] == "CANCELLED"
+
+
+def test_a_worker_told_to_stop_lets_its_run_end(installation, tmp_path):
+    name = installation.deploy(tmp_path, "faq", rows=1200, teacher="minilm")
+    installation.quieten("watch", name)
+    run_id = installation.start("mine", name)
+    until(lambda: installation.state(run_id) == "RUNNING", 120, "a running run")
+    installation.cluster.control("stop", "prefect-worker")  # returns when it has ended
+    try:
+        assert installation.ended(run_id, 10)["state_type"] == "COMPLETED"
+    finally:
+        installation.cluster.control("start", "prefect-worker")
