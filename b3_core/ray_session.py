@@ -86,7 +86,7 @@ class RaySession:
         """Actors of a pool: as asked, else one a core or GPU share of this machine or cluster."""
         if self.compute.workers is not None:
             return self.compute.workers
-        if self._joins:
+        if self.joins:
             import ray  # noqa: PLC0415
 
             there = ray.cluster_resources()
@@ -102,10 +102,11 @@ class RaySession:
     @property
     def on_this_cpu(self) -> bool:
         """Say whether workers would be processes of this machine without a GPU of their own."""
-        return not (self.compute.gpus_per_worker or self._joins)
+        return not (self.compute.gpus_per_worker or self.joins)
 
     @property
-    def _joins(self) -> bool:
+    def joins(self) -> bool:
+        """Say whether a cluster is joined; else Ray is started here."""
         return bool(os.environ.get("RAY_ADDRESS"))
 
     def pool(self, cls: type, *args: Any, **kwargs: Any) -> ActorPool:
@@ -195,7 +196,7 @@ class RaySession:
         with self._lock:
             if not self.started:
                 own: dict[str, Any] = {"address": os.environ.get("RAY_ADDRESS")}
-                if not self._joins:
+                if not self.joins:
                     cores = max(os.cpu_count() or 1, self.workers, self.compute.train_workers) + 1
                     own = {"address": "local", "num_cpus": cores, "include_dashboard": False}
                 self._keeper.submit(

@@ -8,7 +8,7 @@ stage can be sent to another process.
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -77,6 +77,13 @@ class Stage(ABC):
         with store.draft(self.address, lineage=self.inputs, settings=self.settings) as draft:
             self.build(store, draft, progress)
         return store.get(self.address)
+
+
+def run_stages(root: str, stages: Sequence["Stage"]) -> None:
+    """Make what a store lacks, in order: the body of a Ray task."""
+    store = ArtifactStore(root)
+    for stage in stages:
+        stage.run(store)
 
 
 class Past:

@@ -31,8 +31,8 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from b3_core.config import load_config
 from b3_core.errors import B3Error, InputError
 from deployments import POOL
+from tasks.turns import GPU_LIMIT
 
-GPU_LIMIT = "b3-gpu"
 FLOWS = ("pipeline", "mine", "train", "evaluate", "watch")
 ROOT = Path(__file__).parents[1]
 RECIPES = Path(__file__).parent / "recipes"
@@ -84,7 +84,7 @@ def deploy(config: Path, name: str) -> None:
 
 
 async def bootstrap(
-    configs: Sequence[Path], *, watch_seconds: float | None, gpus: int, notify: str | None
+    configs: Sequence[Path], *, watch_seconds: float | None, gpu_runs: int, notify: str | None
 ) -> None:
     """Make or renew all of it.
 
@@ -92,8 +92,8 @@ async def bootstrap(
     ----------
     watch_seconds
         Interval of the ``watch`` deployments, instead of prefect.yaml's.
-    gpus
-        GPUs of the cluster, for the limit ``b3-gpu``; 0 for no limit.
+    gpu_runs
+        How many runs may use GPUs at once; 0 for no limit.
     notify
         URL that gets a POST when a run fails or crashes.
     """
@@ -109,8 +109,8 @@ async def bootstrap(
         await _make_automation(client, _zombies())
         if notify:
             await _make_automation(client, await _notification(notify))
-        if gpus:
-            await client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=gpus)
+        if gpu_runs:
+            await client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=gpu_runs)
 
 
 async def _reach(client: PrefectClient) -> None:
@@ -212,8 +212,8 @@ def main(
     watch_seconds: Annotated[
         float | None, typer.Option(min=5, help="How often `watch` looks; 300 if absent.")
     ] = None,
-    gpus: Annotated[
-        int, typer.Option(min=0, envvar="B3_GPUS", help="GPUs that runs may share.")
+    gpu_runs: Annotated[
+        int, typer.Option(min=0, envvar="B3_GPU_RUNS", help="Runs that may use GPUs at once.")
     ] = 0,
 ) -> None:
     """Deploy CONFIGs to the Prefect server of PREFECT_API_URL, with all that running them takes.
@@ -225,7 +225,7 @@ def main(
             bootstrap(
                 [config_file(named) for named in configs],
                 watch_seconds=watch_seconds,
-                gpus=gpus,
+                gpu_runs=gpu_runs,
                 notify=os.environ.get("B3_NOTIFY_URL"),
             )
         )

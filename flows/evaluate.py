@@ -16,6 +16,7 @@ from flows.train import train
 from tasks import reporting
 from tasks.artifacts import publish_promotion, publish_results
 from tasks.stages import evaluate_student, run_stage
+from tasks.turns import gpu_turn
 
 
 @flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
@@ -35,7 +36,7 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
             if store.find(evaluation.address) is None
         }
         if unjudged:
-            with reporting.step("evaluate") as progress:
+            with gpu_turn(spec.compute), reporting.step("evaluate") as progress:
                 futures = [
                     evaluate_student.submit(evaluation, ray, store.root, arm=arm, seed=seed)
                     for (arm, seed), evaluation in unjudged.items()
@@ -59,7 +60,7 @@ def _promote(plan: Plan, spec: PipelineSpec, store: ArtifactStore) -> outcome.Ou
     promotion.nominate(evaluation)
     standing = promotion.standing(evaluation)
     if standing is not None and store.find(standing.address) is None:
-        with session(spec.compute) as ray:
+        with session(spec.compute) as ray, gpu_turn(spec.compute):
             evaluate_student(standing, ray, store.root, arm="in place", seed=0)
     decision = promotion.decide(evaluation)
     publish_promotion(spec.name, decision, promotion.history)

@@ -1,6 +1,7 @@
 """The flow ``mine``: datasets in, one manifest an arm and seed out."""
 
 import itertools
+from collections.abc import Sequence
 
 from prefect import flow
 from prefect.futures import as_completed
@@ -10,13 +11,14 @@ from b3_core.config import PipelineSpec
 from b3_core.embed import Vectors
 from b3_core.plan import Plan
 from b3_core.ray_session import RaySession, session
-from b3_core.stage import missing
+from b3_core.stage import Stage, missing
 from b3_core.store import ArtifactStore
 from flows import outcome
 from tasks import reporting
 from tasks.artifacts import publish_manifests
 from tasks.events import MANIFESTS_PUBLISHED, announce
-from tasks.stages import embed_shard, read_pairs, run_stage
+from tasks.stages import embed_shard, mine_dataset, read_pairs, run_stage
+from tasks.turns import gpu_turn
 
 
 @flow(name="mine", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
@@ -50,14 +52,28 @@ def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> 
         for vectors in now.vectors:
             if store.find(vectors.address) is None:
                 _embed(vectors, ray, store)
+        mined = missing(itertools.chain(now.ranks, now.graphs, now.communities), store)
+        if ray.joins and len({stage.dataset for stage in mined}) > 1:
+            _mine_apart(mined, ray, store)
         # One after another: each uses all cores, and igraph's random generator is global.
-        for stage in itertools.chain(
-            now.ranks, now.graphs, now.communities, now.manifests.values()
-        ):
+        for stage in itertools.chain(mined, now.manifests.values()):
             if store.find(stage.address) is None:
                 run_stage(stage, store)
     made = {key: store.get(manifest.address) for key, manifest in now.manifests.items()}
     publish_manifests(spec.name, made)
+
+
+def _mine_apart(stages: Sequence[Stage], ray: RaySession, store: ArtifactStore) -> None:
+    """Mine datasets side by side, each on a node of the cluster."""
+    of = {name: [s for s in stages if s.dataset == name] for name in {s.dataset for s in stages}}
+    with reporting.step("mine") as progress:
+        futures = [
+            mine_dataset.submit(parts, ray, store.root, dataset=name)
+            for name, parts in sorted(of.items())
+        ]
+        for done, future in enumerate(as_completed(futures), start=1):
+            future.result()
+            progress(done, len(futures))
 
 
 def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
@@ -74,7 +90,7 @@ def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
     if len(shards) == 1 and ray.on_this_cpu:
         run_stage(shards[0], store)
     elif shards:
-        with reporting.step("embed") as progress:
+        with gpu_turn(ray.compute), reporting.step("embed") as progress:
             done = len(vectors.shards) - len(shards)
             progress(done, len(vectors.shards))
             futures = [embed_shard.submit(shard, ray, store.root) for shard in shards]

@@ -10,6 +10,7 @@ from flows import outcome
 from flows.mine import mine, mine_again, plan_of
 from tasks.events import STUDENTS_TRAINED, announce
 from tasks.stages import train_students
+from tasks.turns import gpu_turn
 
 
 @flow(name="train", persist_result=False)
@@ -27,7 +28,8 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
                 mine_again(spec, number) if number else mine(spec)
             untrained = missing(leg.students.values(), store)
             if untrained:
-                train_students(untrained, ray, store)
+                with gpu_turn(spec.compute):
+                    train_students(untrained, ray, store)
     trained = outcome.trained(plan, store)
     announce(STUDENTS_TRAINED, store, pipeline=spec.name, uris=trained["students"])
     return trained

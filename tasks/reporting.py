@@ -21,7 +21,7 @@ class Reporter(Protocol):
 
 
 #: Steps that take long enough for somebody to watch them on the run's page.
-_LONG = {"embed", "train", "evaluate"}
+_LONG = {"embed", "mine", "train", "evaluate"}
 
 
 class LogReporter:

@@ -11,12 +11,13 @@ from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
 from b3_core.learn import Student, evaluate_run, train_loop
 from b3_core.ray_session import RaySession
-from b3_core.stage import Stage
+from b3_core.stage import Stage, run_stages
 from b3_core.store import ArtifactStore
 from b3_core.watch import Watched
 from tasks import events, reporting
 
 RETRY_SECONDS = [5, 15, 45]
+_WHOLE_NODE = 1 << 16  # cores: as many as the largest node has
 
 
 @task(name="read-pairs", task_run_name="read {dataset.name}", cache_policy=NO_CACHE)
@@ -31,6 +32,12 @@ def run_stage(stage: Stage, store: ArtifactStore) -> None:
     """Make one stage's artifact in this process."""
     with reporting.step(stage.name) as progress:
         stage.run(store, progress)
+
+
+@task(name="mine-dataset", task_run_name="mine {dataset}", cache_policy=NO_CACHE, retries=1)
+def mine_dataset(stages: list[Stage], session: RaySession, root: str, *, dataset: str) -> None:
+    """Run a dataset's stages in order on a node of the cluster, all of its cores for them."""
+    session.call(run_stages, root, stages, cpus=_WHOLE_NODE)
 
 
 @task(

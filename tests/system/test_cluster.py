@@ -1,13 +1,18 @@
 """What an operator does, on a whole installation: deploy, run, change data, cancel."""
 
+import http.server
+import json
 import re
+import subprocess
+import sys
+import threading
 import time
 
 import psutil
 import pytest
 
 from deployments.cluster import BUCKET
-from tests.conftest import topic_table
+from tests.conftest import ROOT, topic_table
 from tests.system.conftest import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -137,3 +142,77 @@ def test_a_worker_told_to_stop_lets_its_run_end(installation, tmp_path):
         assert installation.ended(run_id, 10)["state_type"] == "COMPLETED"
     finally:
         installation.cluster.control("start", "prefect-worker")
+
+
+def hashes(installation, root):
+    """Files of every manifest in a store: the names carry the content's hash."""
+    return sorted(
+        path.split("/manifest/")[1]
+        for path in installation.files().find(f"{BUCKET}/{root}")
+        if "/manifest/" in path and not path.endswith("record.json")
+    )
+
+
+def test_datasets_are_mined_side_by_side_to_the_same_bytes(installation, tmp_path):
+    name = installation.deploy(tmp_path, "one", "other")
+    installation.quieten("watch", name)
+    assert installation.ended(installation.start("mine", name))["state_type"] == "COMPLETED"
+    tasks = installation.api("task_runs/filter", flows={"name": {"any_": ["mine"]}})
+    assert {"mine one", "mine other"} <= {task["name"].rsplit("-", 1)[0] for task in tasks} | {
+        task["name"] for task in tasks
+    }
+    config = json.loads((tmp_path / f"{name}.yaml").read_text())
+    config["store"]["root"] = f"s3://{BUCKET}/{name}/alone"
+    file = tmp_path / "alone.json"
+    file.write_text(json.dumps(config))
+    alone = {
+        key: value
+        for key, value in installation.cluster.environment.items()
+        if key not in ("RAY_ADDRESS", "PREFECT_API_URL", "RAY_AUTH_TOKEN")
+    }
+    subprocess.run(
+        [sys.executable, "-m", "flows", "mine", file],
+        cwd=ROOT,
+        env=alone | {"PREFECT_HOME": str(tmp_path / "prefect")},
+        check=True,
+        timeout=300,
+    )
+    assert hashes(installation, f"{name}/artifacts") == hashes(installation, f"{name}/alone")
+
+
+def test_a_second_run_waits_for_the_first(installation, tmp_path):
+    name = installation.deploy(tmp_path, "faq")
+    installation.quieten("watch", name)
+    runs = [installation.start(flow, name) for flow in ("mine", "pipeline", "mine")]
+    at_once = 0
+    deadline = time.monotonic() + 500
+    while (states := [installation.state(run) for run in runs]) != ["COMPLETED"] * 3:
+        assert time.monotonic() < deadline, states
+        assert not {"FAILED", "CRASHED", "CANCELLED"} & set(states)
+        at_once = max(at_once, states.count("RUNNING"))
+        time.sleep(0.5)
+    assert at_once == 1
+
+
+def test_a_failed_run_is_told(installation, tmp_path, monkeypatch):
+    told = []
+
+    class Told(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            told.append(self.rfile.read(int(self.headers["content-length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Told)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("B3_NOTIFY_URL", f"http://127.0.0.1:{server.server_port}/hook")
+    name = installation.deploy(tmp_path, "faq")
+    installation.quieten("watch", name)
+    installation.files().rm(f"{BUCKET}/{name}/faq", recursive=True)
+    run = installation.ended(installation.start("mine", name))
+    assert run["state_type"] == "FAILED"
+    assert "no file matches" in run["state"]["message"]
+    until(lambda: told, 60, "the notification")
+    assert f"mine/{name}" in told[0]
+    assert "no file matches" in told[0]
+    server.shutdown()

@@ -67,10 +67,17 @@ def killing(program):
     return kill_program
 
 
+def kill_machine(installation, rng):
+    """The worker together with its run: nobody is left to say that the run has crashed."""
+    kill([psutil.Process(installation.cluster.pid("prefect-worker"))])
+    return kill_flow(installation, rng)
+
+
 KINDS = {
     "ray worker": kill_ray_worker,
     "ray node": kill_ray_node,
     "flow process": kill_flow,
+    "worker and flow": kill_machine,
     "prefect worker": killing("prefect-worker"),
     "prefect server": killing("prefect-server"),
     "s3 gateway": killing("s3"),
