@@ -79,15 +79,13 @@ class Installation:
         where = f"deployments/{self.deployment(flow, name)}/create_flow_run"
         return self.api(where, **settings)["id"]
 
-    def quieten(self, flow, name):
-        """Let a deployment's schedules start nothing."""
-        self.api(f"deployments/{self.deployment(flow, name)}/pause_deployment")
-
-    def deafen(self, flow, name):
-        """Take a deployment's triggers away."""
-        owner = f"prefect.deployment.{self.deployment(flow, name)}"
+    def hush(self, name):
+        """Let nothing of a CONFIG start by itself: no schedule, no trigger."""
         url = self.cluster.client_environment["PREFECT_API_URL"]
-        httpx.delete(f"{url}/automations/owned-by/{owner}", timeout=30).raise_for_status()
+        self.api(f"deployments/{self.deployment('watch', name)}/pause_deployment")
+        for flow in ("mine", "train", "evaluate"):
+            owner = f"prefect.deployment.{self.deployment(flow, name)}"
+            httpx.delete(f"{url}/automations/owned-by/{owner}", timeout=30).raise_for_status()
 
     def healthy(self):
         """Tell whether every program is up and the server answers."""
@@ -178,8 +176,7 @@ def installation():
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         installation = Installation(Cluster.at(home))
-        installation.quieten("watch", "laptop")  # it would mine by itself beside what is tested
-        installation.deafen("mine", "laptop")
+        installation.hush("laptop")  # it would mine by itself beside what is tested
         yield installation
     finally:
         subprocess.run([*command, "down", "--home", home], cwd=ROOT, check=True, timeout=120)

@@ -127,9 +127,7 @@ def dying(installation, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dying")
     # A teacher that takes its time, so that there is something to kill.
     name = installation.deploy(folder, "faq", rows=1200, teacher="minilm")
-    installation.quieten("watch", name)  # what runs here is what is killed, and nothing else
-    for flow in ("mine", "train", "evaluate"):
-        installation.deafen(flow, name)
+    installation.hush(name)  # what runs here is what is killed, and nothing else
     made = Dying(installation, name, json.loads((folder / f"{name}.yaml").read_text()))
     yield made
     print("\nkind            injected  unharmed  crashed, then whole  seconds lost (median, most)")

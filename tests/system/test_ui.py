@@ -52,7 +52,7 @@ def see(page, installation):
 
 def test_a_run_is_started_from_the_form(installation, tmp_path, see):
     name = installation.deploy(tmp_path, "faq")
-    installation.quieten("watch", name)
+    installation.hush(name)
     deployment = installation.deployment("pipeline", name)
     page = see(
         f"deployments/deployment/{deployment}/run",
@@ -94,7 +94,7 @@ def see_the_run(installation, run, name, see):
 
 def test_an_impossible_value_starts_nothing(installation, tmp_path, see):
     name = installation.deploy(tmp_path, "faq")
-    installation.quieten("watch", name)
+    installation.hush(name)
     deployment = installation.deployment("pipeline", name)
     page = see(f"deployments/deployment/{deployment}/run", "refused", "Rows in a community.")
     field = page.get_by_label("K (Optional)").first
