@@ -8,7 +8,7 @@ from b3_core.stage import missing
 from b3_core.store import ArtifactStore
 from flows import outcome
 from flows.mine import mine, plan_of
-from tasks.stages import train_students
+from tasks.stages import train_students, verify_manifests
 
 
 @flow(name="train", persist_result=False)
@@ -16,7 +16,8 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
     """Train a student on every manifest of CONFIG; return the URIs of the ``students``.
 
     What is not mined yet is mined first. All students share one Ray Train job, those of each leg
-    where a curriculum is mined anew on the way.
+    where a curriculum is mined anew on the way. Each manifest is verified before anything is
+    trained on it.
     """
     store = ArtifactStore(spec.store.root)
     plan = plan_of(spec, store)
@@ -26,5 +27,6 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
                 mine(spec, number)
             untrained = missing(leg.students.values(), store)
             if untrained:
+                verify_manifests(untrained, store)
                 train_students(untrained, ray, store)
     return outcome.trained(plan, store)
