@@ -10,6 +10,7 @@ sizes.
 """
 
 import functools
+import io
 import os
 import random
 import time
@@ -24,6 +25,8 @@ from b3_core.errors import UnreachableError, reason
 
 ATTEMPTS = 6
 FIRST_WAIT = 0.2  # seconds at most; each further wait is three times as long, 24 s in all
+BLOCK = 4 << 20  # bytes of a request, where a large file is read in parts
+BLOCKS = 8  # how many of them an open file keeps: parquet reads a few columns by turns
 _STATUS = {408, 409, 429}  # 409 on a conditional write means: two at once, try again
 _CODES = {
     "BadDigest",
@@ -94,6 +97,23 @@ class Remote:
         whole: bytes = self._tried(read)
         return whole
 
+    def open_blocks(self, stored: str, size: int) -> "Ranged":
+        """Open a file of so many bytes, to be read by requests of ``BLOCK`` bytes.
+
+        Whatever is read, memory holds ``BLOCKS`` of them at most, and a block that is read from
+        again is not asked for again while it is among them.
+        """
+
+        @functools.lru_cache(BLOCKS)
+        def block(first: int) -> bytes:
+            return self.cat_file(stored, start=first, end=min(first + BLOCK, size))
+
+        def read(start: int, stop: int) -> bytes:
+            firsts = range(start - start % BLOCK, stop, BLOCK)
+            return b"".join(block(first)[max(start - first, 0) : stop - first] for first in firsts)
+
+        return Ranged(read, size)
+
     def get_file(self, stored: str, local: str) -> None:
         """Fetch a whole file."""
 
@@ -143,6 +163,50 @@ class Remote:
                 code = response.get("Error", {}).get("Code")
                 return status >= 500 or status in _STATUS or code in _CODES
         return isinstance(error, self._transient)
+
+
+class Ranged(io.RawIOBase):
+    """A file of which parts are read where it is stored, a request a read.
+
+    Parameters
+    ----------
+    read
+        Returns the bytes [start, stop) of the file.
+    size
+        Bytes of the file.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read, self._size = read, size
+        self._at = 0
+
+    def readable(self) -> bool:  # noqa: D102 - as for any file
+        return True
+
+    def seekable(self) -> bool:  # noqa: D102
+        return True
+
+    def tell(self) -> int:  # noqa: D102
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:  # noqa: D102
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:  # noqa: D102
+        stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
+        if stop <= self._at:
+            return b""
+        body = self._read(self._at, stop)
+        self._at += len(body)
+        return body
+
+    def readinto(self, buffer: Any) -> int:  # noqa: D102
+        with memoryview(buffer).cast("B") as view:
+            body = self.read(len(view))
+            view[: len(body)] = body
+        return len(body)
 
 
 def open_fs(root: str) -> tuple[Any, str]:
