@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
-from b3_core.errors import B3Error, InputError, UnreachableError, reason
+from b3_core.errors import InputError, RefusedError, UnreachableError, reason
 from b3_core.remote import Remote, ShortTransferError, open_fs
 
 _BATCH_ROWS = 16_384
@@ -139,6 +139,12 @@ class _Blanks:
 
 def _list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Return the file system, and path -> fsspec's info of every file, sorted by path."""
+    if uri.startswith("s3") and "@" in uri.partition("://")[2].split("/", 1)[0]:
+        raise InputError(
+            "uri of a dataset carries credentials",
+            expected="s3://bucket/path",
+            remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead",
+        )
     try:
         fs, path = open_fs(uri)
         fs.invalidate_cache()  # listings are cached, and files change
@@ -254,8 +260,12 @@ def _opened(fs: Any, file: str, info: Mapping[str, Any]) -> Iterator[Any]:
         silent = isinstance(error, UnreachableError)
         if remote and (not silent or isinstance(error.__cause__, ShortTransferError)):
             _check_unchanged(fs, file, info)
-        if isinstance(error, B3Error):
+        if silent:
             raise
+        if isinstance(error, RefusedError):
+            raise InputError(
+                error.problem, expected="a file that may be read", remedy=error.remedy
+            ) from error
         raise InputError(
             f"{file} cannot be read: {reason(error)}",
             expected="a parquet file",

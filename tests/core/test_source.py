@@ -392,6 +392,22 @@ def test_a_server_that_stays_silent_is_not_a_bad_file(tmp_path: Path, bucket: Bu
     assert bucket.proxy.injected == remote.ATTEMPTS
 
 
+@pytest.mark.parametrize("kind", ["get", "head", "list"])
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, bucket: Bucket, kind: str) -> None:
+    bucket.put(write(tmp_path / "x.parquet", q=["x"], a=["A"]), "d/x.parquet")
+    bucket.proxy.plan(kind, "403", times=99)
+    message = refused(f"{bucket.uri}/d")
+    verb = {"get": "read", "head": "look at", "list": "look at"}[kind]
+    assert f"the server refused to {verb} {bucket.uri}/d" in message
+    assert "planned AccessDenied; expected" in message or "Forbidden; expected" in message
+    assert message.endswith("AWS_* environment")
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated() -> None:
+    message = refused("s3://KEY:hunter2@bucket/x.parquet")
+    assert "carries credentials" in message and "hunter2" not in message
+
+
 @pytest.mark.parametrize("change", ["other rows", "shorter", "longer", "removed"])
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, change: str
