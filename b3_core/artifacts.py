@@ -5,6 +5,7 @@ a crash, lands at the same place.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from b3_core.errors import CorruptArtifactError
+from b3_core.remote import Ranged
 
 
 def canonical_json(value: object) -> bytes:
@@ -161,7 +163,9 @@ class Artifact:
 
         Nothing checks the sha256 of what is not read whole.
         """
-        return _Ranged(self.store, f"{self.address.path}/{self.files[name].path}", self.files[name])
+        entry = self.files[name]
+        stored = f"{self.address.path}/{entry.path}"
+        return Ranged(functools.partial(self.store.read, stored), entry.size)
 
     @contextlib.contextmanager
     def folder(self, prefix: str) -> Iterator[Path]:
@@ -173,34 +177,6 @@ class Artifact:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.path(name), target)
             yield Path(temporary)
-
-
-class _Ranged(io.RawIOBase):
-    def __init__(self, store: Files, path: str, entry: StoredFile) -> None:
-        self._store, self._path, self._size = store, path, entry.size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
-        if stop <= self._at:
-            return b""
-        body = self._store.read(self._path, self._at, stop)
-        self._at += len(body)
-        return body
 
 
 @dataclass

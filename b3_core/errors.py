@@ -1,5 +1,10 @@
 """Errors that reach a person: the value, what was expected, and what to do, in one line."""
 
+import os
+import re
+
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
 
 class B3Error(Exception):
     """Anything this project raises on purpose.
@@ -43,10 +48,22 @@ class UnreachableError(B3Error, OSError):
     """The store did not do what it was asked, though asked again and again (exit code 1)."""
 
 
+class RefusedError(B3Error, OSError):
+    """The server will not do what it was asked, however often it is asked (exit code 1)."""
+
+
 def reason(error: BaseException) -> str:
-    """Return one line of a library's error, without the URL parts that could hold a secret."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.split("?", 1)[0]
+    """Return one line of a library's error, or what is wrong by one of ours.
+
+    Without what could hold a secret: queries, users of URLs, credentials of the environment.
+    """
+    said = error.problem if isinstance(error, B3Error) else str(error)
+    text = said.splitlines()[0] if said else type(error).__name__
+    text = re.sub(r"//[^/\s@]*@", "//", text.split("?", 1)[0])
+    for name in _SECRETS:
+        if value := os.environ.get(name):
+            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", f"${name}", text)
+    return text
 
 
 def _rebuild(cls: type[B3Error], problem: str, expected: str, remedy: str) -> B3Error:

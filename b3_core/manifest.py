@@ -19,6 +19,7 @@ The bytes of all depend on data, settings and seed alone: times, paths and machi
 the artifact's record.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -39,6 +40,7 @@ from b3_core.head import same
 from b3_core.negatives import Negatives
 from b3_core.neighbours import RankTable
 from b3_core.pairs import PairTable
+from b3_core.progress import Progress, silent
 from b3_core.store import Artifact, ArtifactStore, Draft
 
 VERSION = 4
@@ -260,24 +262,67 @@ def verify(artifact: Artifact) -> dict[str, Any]:
     B3Error
         The first fault, by name.
     """
+    return _verify(artifact, _Upstream(_store_of(artifact), hashed=True))
+
+
+def verify_before_training(artifacts: Sequence[Artifact], progress: Progress = silent) -> None:
+    """Check manifests of one store as ``verify`` does, as far as they decide what is trained.
+
+    Files upstream that no batch is compared with, such as embeddings, are looked at by record and
+    size alone: training has no use for their bytes, and from S3 all of them would be fetched.
+    What several manifests share is read once, but for ranks, which are large.
+
+    Raises
+    ------
+    B3Error
+        The first fault, by name.
+    """
+    if not artifacts:
+        return
+    upstream = _Upstream(_store_of(artifacts[0]), hashed=False)
+    for done, artifact in enumerate(artifacts):
+        progress(done, len(artifacts))
+        _verify(artifact, upstream)
+    progress(len(artifacts), len(artifacts))
+
+
+class _Upstream:
+    """What manifests of a store stand on: a record or a table of pairs is read once.
+
+    Parameters
+    ----------
+    hashed
+        Whether every file is to be hashed, or those alone that batches are compared with.
+    """
+
+    def __init__(self, store: ArtifactStore, *, hashed: bool) -> None:
+        self.hashed = hashed
+        self.get = functools.cache(store.get)
+        self.pairs = functools.cache(self._pairs)
+
+    def _pairs(self, dataset: str, fingerprint: str) -> PairTable:
+        return PairTable.load(self.get(Address(dataset, "pairs", fingerprint)), "train")
+
+
+def _store_of(artifact: Artifact) -> ArtifactStore:
+    assert isinstance(artifact.store, ArtifactStore)
+    return artifact.store
+
+
+def _verify(artifact: Artifact, upstream: _Upstream) -> dict[str, Any]:
     manifest = Manifest.load(artifact)
     head, plan = manifest.head, manifest.plan
-    store = artifact.store
-    assert isinstance(store, ArtifactStore)
-    files = _verify_lineage(store, head, artifact.uri)
-    tables = [
-        PairTable.load(store.get(Address(entry["name"], "pairs", entry["pairs"])), "train")
-        for entry in head["datasets"]
-    ]
+    files = _verify_lineage(upstream, head, artifact.uri)
+    tables = [upstream.pairs(entry["name"], entry["pairs"]) for entry in head["datasets"]]
     manifest.check(tables, where=artifact.uri)
     try:
-        _check_negatives(manifest, store, tables)
+        _check_negatives(manifest, upstream, tables)
     except ValueError as error:
         raise CorruptArtifactError(f"{artifact.uri}: {error}", remedy="mine again") from error
     variant_of = np.array(head["variant_of_epoch"])
     for d, entry in enumerate(head["datasets"]):
         for variant, fingerprint in enumerate(entry["communities"]):
-            communities = store.get(Address(entry["name"], "communities", fingerprint))
+            communities = upstream.get(Address(entry["name"], "communities", fingerprint))
             mine_S = (plan.dataset_S == d) & (variant_of[plan.epoch_S] == variant)
             _check_communities(plan, mine_S, Partition.load(communities).label_N, artifact.uri)
         _check_drawn(plan, d, BatchSpec(**head["settings"]["batches"]), artifact.uri)
@@ -374,11 +419,11 @@ def _check_slots(where: str, column: Any, dataset_SB: npt.NDArray[np.int16]) -> 
             raise CorruptArtifactError(f"{where}: batch {batch} {what}", remedy="mine again")
 
 
-def _check_negatives(manifest: Manifest, store: ArtifactStore, tables: Sequence[PairTable]) -> None:
+def _check_negatives(manifest: Manifest, upstream: _Upstream, tables: Sequence[PairTable]) -> None:
     entries = manifest.head["datasets"]
     if not manifest.head["negatives"]:
         return
-    ranks = [store.get(Address(entry["name"], "ranks", entry["ranks"])) for entry in entries]
+    ranks = [upstream.get(Address(entry["name"], "ranks", entry["ranks"])) for entry in entries]
     manifest.negatives.check(
         manifest.plan,
         ranks=[RankTable.load(artifact) for artifact in ranks],
@@ -429,15 +474,15 @@ def _check_drawn(plan: BatchPlan, dataset: int, batching: BatchSpec, where: str)
             )
 
 
-def _verify_lineage(store: ArtifactStore, head: dict[str, Any], where: str) -> int:
+def _verify_lineage(upstream: _Upstream, head: dict[str, Any], where: str) -> int:
     """Check every file that a manifest stands on, and what the head says of their artifacts."""
-    upstream = [each for entry in head["datasets"] for each in _upstream(store, entry, head, where)]
-    found, expected = head["lineage"], lineage_of(upstream)
+    made = [each for entry in head["datasets"] for each in _lineage(upstream, entry, head, where)]
+    found, expected = head["lineage"], lineage_of(made)
     for path in sorted(found.keys() ^ expected.keys()):
         what = "names" if path in found else "lacks"
         raise CorruptArtifactError(f"{where}: lineage {what} {path}", remedy="mine again")
-    for artifact in upstream:
-        for name in artifact.files:
+    for artifact in made:
+        for name in artifact.files if upstream.hashed else ():
             artifact.path(name)  # raises if the bytes are not the recorded ones
         if found[artifact.address.path] != expected[artifact.address.path]:
             raise CorruptArtifactError(
@@ -446,14 +491,14 @@ def _verify_lineage(store: ArtifactStore, head: dict[str, Any], where: str) -> i
     return sum(len(files) for files in expected.values())
 
 
-def _upstream(
-    store: ArtifactStore, entry: dict[str, Any], head: dict[str, Any], where: str
+def _lineage(
+    upstream: _Upstream, entry: dict[str, Any], head: dict[str, Any], where: str
 ) -> list[Artifact]:
     """Follow a dataset's artifacts by their own records, and compare those with the head."""
     name, digest, where = entry["name"], entry["digest"], f"{where}: dataset {entry['name']}"
 
     def artifact(stage: str, fingerprint: str) -> Artifact:
-        return store.get(Address(name, stage, fingerprint))
+        return upstream.get(Address(name, stage, fingerprint))
 
     labelled = f"{name}/labels/{entry['ranks']}" in head["lineage"]
     ranks = artifact("labels" if labelled else "ranks", entry["ranks"])

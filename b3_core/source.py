@@ -3,27 +3,31 @@
     uri -> sorted files -> bounded record batches -> checked text columns
 
 A file's footer and its compressed size say nothing about what it inflates to, so files are read
-batch by batch and only the columns that are needed.
+batch by batch and only the columns that are needed. In a bucket they are read by ranges, with the
+patience of :mod:`b3_core.remote`, and each must be at the end what it was when it was listed.
 """
 
 import contextlib
 import glob
 import hashlib
 import posixpath
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.utils import glob_translate
 
 from b3_core.artifacts import canonical_json
-from b3_core.errors import InputError, reason
+from b3_core.errors import InputError, RefusedError, UnreachableError, reason
+from b3_core.remote import Remote, ShortTransferError, open_fs
 
 _BATCH_ROWS = 16_384
+_STREAMED = 1 << 20  # bytes of a column that are asked for at once, so that none is held whole
 _COLUMNS_NAMED = 20  # of a wide file, in an error message
 
 
@@ -48,7 +52,7 @@ def source_digest(uri: str) -> str:
         if info.get("ETag"):
             content = f"{info['size']} {info['ETag']}"
         else:
-            with _one_line_errors(file), fs.open(file, "rb") as stream:
+            with _opened(fs, file, info) as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
         line = f"{posixpath.relpath(file, base)}\0{content}\n"
         digest.update(line.encode(errors="surrogateescape"))
@@ -102,9 +106,14 @@ def read_texts(uri: str, columns: Mapping[str, str]) -> pa.Table:
     schema = pa.schema([(role, pa.string()) for role in columns])
     blanks = {role: _Blanks(name) for role, name in columns.items()}
     batches = []
-    for file in files:
+    # By default pyarrow fetches these columns of all row groups before it gives out a row.
+    streamed = {"buffer_size": _STREAMED, "pre_buffer": False} if isinstance(fs, Remote) else {}
+    for file, info in files.items():
         start = 0
-        with _one_line_errors(file), fs.open(file, "rb") as stream, pq.ParquetFile(stream) as data:
+        with (
+            _opened(fs, file, info) as stream,
+            pq.ParquetFile(stream, **streamed) as data,
+        ):
             _check_columns(data.schema_arrow, columns, file)
             for batch in data.iter_batches(_BATCH_ROWS, columns=list(columns.values())):
                 texts = [_as_text(batch.column(name)) for name in columns.values()]
@@ -153,10 +162,18 @@ class _Blanks:
 
 def _list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Return the file system, and path -> fsspec's info of every file, sorted by path."""
+    if uri.startswith("s3") and "@" in uri.partition("://")[2].split("/", 1)[0]:
+        raise InputError(
+            "uri of a dataset carries credentials",
+            expected="s3://bucket/path",
+            remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead",
+        )
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = open_fs(uri)
         fs.invalidate_cache()  # listings are cached, and files change
         found = _matching(fs, path)
+    except UnreachableError:
+        raise
     except Exception as error:  # botocore, aiohttp, fsspec and the OS each have their own
         raise InputError(
             f"{uri} cannot be opened: {reason(error)}",
@@ -176,7 +193,7 @@ def _matching(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     try:
         info = fs.info(path)
     except FileNotFoundError:
-        found = fs.glob(path, detail=True) if glob.has_magic(path) else {}
+        found = _glob(fs, path) if glob.has_magic(path) else {}
         return {file: info for file, info in found.items() if info["type"] != "directory"}
     if info["type"] != "directory":
         return {path: info}
@@ -186,6 +203,36 @@ def _matching(fs: Any, path: str) -> dict[str, dict[str, Any]]:
         # Writers leave files such as _metadata and .part-0.parquet beside the data.
         if file.endswith(".parquet") and not posixpath.basename(file).startswith(("_", "."))
     }
+
+
+def _glob(fs: Any, pattern: str) -> dict[str, dict[str, Any]]:
+    """Return what matches a pattern: path -> fsspec's info.
+
+    fsspec's own glob takes a folder that it fails to list for an empty one: rows would be missing,
+    and nobody would know.
+    """
+    if not isinstance(fs, Remote):
+        found: dict[str, dict[str, Any]] = fs.glob(pattern, detail=True)
+        return found
+    root = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+    matches = re.compile(glob_translate(pattern)).match
+    if "**" in pattern:
+        below = fs.find(root, detail=True)
+        return {path: info for path, info in below.items() if matches(path)}
+    level = [{"name": root, "type": "directory"}]
+    for _ in range(pattern.count("/") - root.count("/")):
+        folders = [info["name"].rstrip("/") for info in level if info["type"] == "directory"]
+        level = [info for folder in folders for info in _listed(fs, folder)]
+    return {info["name"]: info for info in level if matches(info["name"])}
+
+
+def _listed(fs: Remote, folder: str) -> list[dict[str, Any]]:
+    """Return what is in a folder, without the object that stands for it in some buckets."""
+    try:
+        inside = fs.ls(folder, detail=True)
+    except FileNotFoundError:
+        return []
+    return [info for info in inside if info["name"].rstrip("/") != folder]
 
 
 def _check_columns(schema: pa.Schema, columns: Mapping[str, str], file: str) -> None:
@@ -223,12 +270,45 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 
 @contextlib.contextmanager
-def _one_line_errors(file: str) -> Iterator[None]:
+def _opened(fs: Any, file: str, info: Mapping[str, Any]) -> Iterator[Any]:
+    """Open a file to read; what goes wrong with it until it is closed is one line."""
+    remote = isinstance(fs, Remote) and info.get("size") is not None
     try:
-        yield
+        with fs.open_blocks(file, info["size"]) if remote else fs.open(file, "rb") as stream:
+            yield stream
+        if remote:
+            _check_unchanged(fs, file, info)
     except (pa.ArrowException, OSError) as error:
+        # Parts of two files can look like anything; a server that is silent need not be asked.
+        silent = isinstance(error, UnreachableError)
+        if remote and (not silent or isinstance(error.__cause__, ShortTransferError)):
+            _check_unchanged(fs, file, info)
+        if silent:
+            raise
+        if isinstance(error, RefusedError):
+            raise InputError(
+                error.problem, expected="a file that may be read", remedy=error.remedy
+            ) from error
         raise InputError(
             f"{file} cannot be read: {reason(error)}",
             expected="a parquet file",
             remedy="write it again, or leave it out of uri",
         ) from error
+
+
+def _check_unchanged(fs: Remote, file: str, before: Mapping[str, Any]) -> None:
+    """Refuse what was put together from parts of several versions of a file."""
+    try:
+        now = fs.info(file)
+    except FileNotFoundError:
+        now = {}
+    if _version(now) != _version(before):
+        raise InputError(
+            f"{file} {'was changed' if now else 'was removed'} while it was read",
+            expected="a file that stays as it is",
+            remedy="run the same command again when it has been written",
+        )
+
+
+def _version(info: Mapping[str, Any]) -> tuple[object, str]:
+    return info.get("size"), str(info.get("ETag", "")).strip('"')

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from b3_core.artifacts import Artifact
-from b3_core.errors import CorruptArtifactError, InputError
+from b3_core.errors import CorruptArtifactError, InputError, RefusedError, UnreachableError
 from b3_core.manifest import SLOTS, Layout, Manifest
 from b3_core.store import open_artifact
 
@@ -137,6 +137,8 @@ class ManifestReader:
                 self._file = (name, opened)
             number = first % self._layout.file_batches // self._layout.group_batches
             table = self._file[1].read_row_group(number)
+        except (RefusedError, UnreachableError):
+            raise  # nothing is known of the file
         except (KeyError, OSError, pa.ArrowException, IndexError) as error:
             raise CorruptArtifactError(
                 f"{self._artifact.uri}: {name} cannot be read at batch {first}: {error}",

@@ -9,7 +9,7 @@ from b3_core.store import ArtifactStore
 from flows import outcome
 from flows.mine import mine, mine_again, plan_of
 from tasks.events import STUDENTS_TRAINED, announce
-from tasks.stages import train_students
+from tasks.stages import train_students, verify_manifests
 from tasks.turns import gpu_turn
 
 
@@ -18,7 +18,8 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
     """Train a student on every manifest of CONFIG; return the URIs of the `students`.
 
     What is not mined yet is mined first. All students share one Ray Train job, those of each leg
-    where a curriculum is mined anew on the way.
+    where a curriculum is mined anew on the way. Each manifest is verified before anything is
+    trained on it.
     """
     store = ArtifactStore(spec.store.root)
     plan = plan_of(spec, store)
@@ -28,6 +29,7 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
                 mine_again(spec, number) if number else mine(spec)
             untrained = missing(leg.students.values(), store)
             if untrained:
+                verify_manifests(untrained, store)
                 with gpu_turn(spec.compute):
                     train_students(untrained, ray, store)
     trained = outcome.trained(plan, store)

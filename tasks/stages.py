@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
 from b3_core.learn import Student, evaluate_run, train_loop
+from b3_core.manifest import verify_before_training
 from b3_core.ray_session import RaySession
 from b3_core.stage import Stage, run_stages
 from b3_core.store import ArtifactStore
@@ -51,6 +52,14 @@ def mine_dataset(stages: list[Stage], session: RaySession, root: str, *, dataset
 def embed_shard(shard: Shard, session: RaySession, root: str) -> None:
     """Have a warm teacher embed one shard."""
     session.pool(ShardWorker, shard.teacher_spec, root, shard.student).call("run", shard)
+
+
+@task(name="verify", cache_policy=NO_CACHE)
+def verify_manifests(students: list[Student], store: ArtifactStore) -> None:
+    """Refuse to train on a manifest that is not sound, here and once: not in every worker."""
+    with reporting.step("verify") as progress:
+        addresses = dict.fromkeys(student.manifest.address for student in students)
+        verify_before_training([store.get(address) for address in addresses], progress)
 
 
 @task(name="train", cache_policy=NO_CACHE)

@@ -366,7 +366,7 @@ def community_that_is_none(parts, rng):
     community[_slot(parts, rng, community >= 0)] = 10_000 + int(rng.integers(100))
 
 
-@kind("community -[0-9]+ is negative")
+@kind("community -[0-9]+ is negative|is in several places")
 def community_negative(parts, rng):
     parts.slots["community"][_slot(parts, rng)] = -int(rng.integers(2, 100))
 

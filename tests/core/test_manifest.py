@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from b3_core.communities import Partition
 from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, Phase
 from b3_core.embed import Pairs, PairsRef
 from b3_core.errors import CorruptArtifactError, InputError
-from b3_core.manifest import Manifest, verify
+from b3_core.manifest import Manifest, verify, verify_before_training
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.negatives import Negatives
 from b3_core.ranking import Ranks, ranking_of
@@ -154,6 +155,33 @@ def test_the_same_inputs_give_the_same_bytes(mined, tmp_path):
 def test_a_sound_manifest_verifies(mined):
     store, stage = mined
     assert verify(store.get(stage.address))["batches"] == 3 * (stage.refs[0].rows // 8)
+
+
+def test_before_training_what_manifests_share_is_read_once(mined, tmp_path, monkeypatch):
+    store, stage = mined
+    other = mine(tmp_path, stage.batching, seed=1)[1]
+    read, looked_up = Counter(), Counter()
+    copy, find = ArtifactStore.local_copy, ArtifactStore.find
+
+    def local_copy(self, path, entry, **options):
+        read[path.split("/")[1]] += 1
+        return copy(self, path, entry, **options)
+
+    def find_counted(self, address):
+        looked_up[address.stage] += 1
+        return find(self, address)
+
+    both = [store.get(each.address) for each in (stage, other)]
+    monkeypatch.setattr(ArtifactStore, "local_copy", local_copy)
+    monkeypatch.setattr(ArtifactStore, "find", find_counted)
+    told = []
+    verify_before_training(both, lambda done, total: told.append((done, total)))
+    assert told == [(0, 2), (1, 2), (2, 2)]
+    assert read["pairs"] == 1 and read["communities"] == 4  # two files each
+    assert not read.keys() & {"embeddings", "graph", "ranks"}
+    assert looked_up == {"pairs": 1, "embeddings": 1, "ranks": 1, "graph": 1, "communities": 2}
+    verify(both[0])
+    assert read.keys() >= {"embeddings", "graph", "ranks"}
 
 
 @pytest.mark.parametrize("upstream", ["pairs", "embeddings", "ranks", "graph", "communities"])

@@ -13,7 +13,7 @@ from b3_core import train
 from b3_core.config import TrainSpec
 from b3_core.errors import B3Error, CorruptArtifactError
 from b3_core.learn import Student
-from b3_core.manifest import verify
+from b3_core.manifest import verify, verify_before_training
 from b3_core.store import open_artifact
 from tests.mutants import KINDS, Sound, mutant
 
@@ -38,10 +38,11 @@ def sound(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["row_id_of_another_row", "negative_twice", *NOT_TRAINED_ON])
 def test_a_mutant_is_refused_for_what_is_wrong(sound, name):
     artifact = mutant(sound, name, np.random.default_rng(0))
-    with pytest.raises(B3Error) as caught:
-        verify(artifact)
-    assert re.search(KINDS[name][0], str(caught.value).replace(artifact.uri, "URI"))
-    assert "\n" not in str(caught.value)
+    for check in (verify, lambda artifact: verify_before_training([artifact])):
+        with pytest.raises(B3Error) as caught:
+            check(artifact)
+        assert re.search(KINDS[name][0], str(caught.value).replace(artifact.uri, "URI"))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_flip_in_every_file_of_the_manifest_and_its_record_is_found(sound):

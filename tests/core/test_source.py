@@ -1,14 +1,20 @@
 """Reading text columns: every way a user's file can be wrong, one clear line each."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 
-from b3_core.errors import InputError
+from b3_core import remote, source
+from b3_core.errors import InputError, UnreachableError
 from b3_core.source import read_texts, source_digest
+from tests.conftest import use_s3
+from tests.system.fault_proxy import FaultProxy
 
 COLUMNS = {"query": "q", "positive": "a"}
 
@@ -254,3 +260,178 @@ def test_listings_are_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(kind, "info", info)
     source_digest(str(tmp_path))
+
+
+class Bucket:
+    """A bucket behind a proxy that breaks and counts requests; ``direct`` goes round it."""
+
+    def __init__(self, uri: str, proxy: FaultProxy, direct: s3fs.S3FileSystem) -> None:
+        self.uri, self.proxy, self.direct = uri, proxy, direct
+
+    def put(self, file: Path, name: str) -> str:
+        self.direct.put_file(str(file), f"{self.uri}/{name}")
+        return f"{self.uri}/{name}"
+
+
+@pytest.fixture
+def bucket(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0)
+    direct = s3fs.S3FileSystem(endpoint_url=s3_server, use_listings_cache=False)
+    with FaultProxy(s3_server) as proxy:
+        use_s3(monkeypatch, proxy.url)
+        yield Bucket(s3_bucket, proxy, direct)
+
+
+def test_a_bucket_is_read_like_a_folder(tmp_path: Path, bucket: Bucket) -> None:
+    names = ["b.parquet", "a.parquet", "sub/c.parquet", "sub/deep/d.parquet", "sub/_x.parquet"]
+    for place, name in enumerate([*names, "sub/.y.parquet", "readme"]):
+        bucket.put(write(tmp_path / "d" / name, q=[str(place)], a=[name]), f"d/{name}")
+    bucket.direct.pipe_file(f"{bucket.uri}/d/", b"")  # stands for the folder, as some tools write
+    patterns = ["d", "d/a.parquet", "d/*.parquet", "d/[ab].*", "d/*/c.parquet", "d/s?b/**", "*/b.*"]
+    for pattern in patterns:
+        local, there = f"{tmp_path}/{pattern}", f"{bucket.uri}/{pattern}"
+        assert read_texts(there, COLUMNS) == read_texts(local, COLUMNS), pattern
+        assert source_digest(there) == source_digest(there)
+    for nothing in ("no/*.parquet", "d/*/e.parquet", "no"):
+        assert refused(f"{bucket.uri}/{nothing}").startswith(f"no file matches {bucket.uri}/")
+
+
+def test_a_large_file_in_a_bucket_is_read_in_few_requests(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BLOCK", 64 << 10)
+    monkeypatch.setattr(source, "_STREAMED", 16 << 10)
+    monkeypatch.setattr(source, "_BATCH_ROWS", 1000)  # columns are read by turns
+    asked = []
+    whole = remote.Remote.cat_file
+
+    def cat_file(self: remote.Remote, stored: str, start: int, end: int) -> bytes:
+        asked.append(end - start)
+        return whole(self, stored, start, end)
+
+    monkeypatch.setattr(remote.Remote, "cat_file", cat_file)
+    held = []
+    plain = remote.Ranged.read
+
+    def read(self: remote.Ranged, size: int = -1) -> bytes:
+        held.append(size)
+        return plain(self, size)
+
+    monkeypatch.setattr(remote.Ranged, "read", read)
+    texts = [f"{i * 7919 % 10_007} {i}" for i in range(40_000)]
+    for name, rows in (("many groups", 200), ("one group", 40_000)):
+        file = tmp_path / f"{name}.parquet"
+        table = pa.table({"q": texts, "a": texts[::-1]})
+        pq.write_table(table, file, row_group_size=rows, data_page_size=8 << 10)
+        uri = bucket.put(file, file.name)
+        asked.clear()
+        held.clear()
+        bucket.proxy.plan("", "")
+        assert read_texts(uri, COLUMNS)["positive"].to_pylist() == texts[::-1]
+        blocks = math.ceil(file.stat().st_size / remote.BLOCK)
+        assert blocks > remote.BLOCKS  # the file is larger than what memory holds of it
+        assert bucket.proxy.seen["get"] == len(asked) <= blocks + 4  # about once each
+        assert max(asked) <= remote.BLOCK
+        assert max(held) < file.stat().st_size / 2  # no two columns, nor all of one
+        assert bucket.proxy.seen["head"] <= 3
+
+
+def test_a_column_that_is_not_asked_for_is_not_fetched(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BLOCK", 64 << 10)
+    noise = [f"{i * 2654435761 % 2**64:x}" * 4 for i in range(40_000)]
+    file = write(tmp_path / "x.parquet", row_group_size=40_000, q=["x"] * 40_000, other=noise)
+    uri = bucket.put(file, file.name)
+    bucket.proxy.plan("", "")
+    assert len(read_texts(uri, {"query": "q", "positive": "q"})) == 40_000
+    assert bucket.proxy.seen["get"] <= 4 < file.stat().st_size / remote.BLOCK
+
+
+@pytest.mark.parametrize("fault", ["409", "503", "reset", "short"])  # all: test_faults
+def test_a_fault_on_the_way_to_a_dataset_changes_nothing(
+    tmp_path: Path, bucket: Bucket, fault: str
+) -> None:
+    file = write(tmp_path / "d/x.parquet", q=list("xyz"), a=list("ABC"))
+    bucket.put(file, "d/x.parquet")
+    kinds = ["get"] if fault == "short" else ["get", "head", "list"]
+    times = 2 if fault == "reset" else 1  # aiohttp sends again by itself what got no answer
+    for uri in (f"{bucket.uri}/d", f"{bucket.uri}/d/*.parquet"):
+        digest = source_digest(uri)
+        for kind in kinds:
+            bucket.proxy.plan(kind, fault, times=times)
+            assert read_texts(uri, COLUMNS) == read_texts(str(file), COLUMNS)
+            assert bucket.proxy.injected == times
+            if kind != "get":
+                bucket.proxy.plan(kind, fault, times=times)
+                assert source_digest(uri) == digest
+                assert bucket.proxy.injected == times
+
+
+@pytest.mark.parametrize("name", ["d", "d/*.parquet", "d/*/*.parquet", "d/**"])
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
+    tmp_path: Path, bucket: Bucket, name: str
+) -> None:
+    for place in ("d/x.parquet", "d/sub/x.parquet"):
+        bucket.put(write(tmp_path / "x.parquet", q=["x"], a=["A"]), place)
+    bucket.proxy.plan("", "")
+    rows = len(read_texts(f"{bucket.uri}/{name}", COLUMNS))
+    for nth in range(1, bucket.proxy.seen["list"] + 1):
+        bucket.proxy.plan("list", "503", nth=nth, times=99)
+        with pytest.raises(UnreachableError, match="failed 6 times"):
+            read_texts(f"{bucket.uri}/{name}", COLUMNS)
+        bucket.proxy.plan("list", "503", nth=nth)
+        assert len(read_texts(f"{bucket.uri}/{name}", COLUMNS)) == rows
+
+
+def test_a_server_that_stays_silent_is_not_a_bad_file(tmp_path: Path, bucket: Bucket) -> None:
+    uri = bucket.put(write(tmp_path / "x.parquet", q=["x"], a=["A"]), "x.parquet")
+    bucket.proxy.plan("get", "503", times=99)
+    with pytest.raises(UnreachableError, match="failed 6 times"):
+        read_texts(uri, COLUMNS)
+    assert bucket.proxy.injected == remote.ATTEMPTS
+
+
+@pytest.mark.parametrize("kind", ["get", "head", "list"])
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, bucket: Bucket, kind: str) -> None:
+    bucket.put(write(tmp_path / "x.parquet", q=["x"], a=["A"]), "d/x.parquet")
+    bucket.proxy.plan(kind, "403", times=99)
+    message = refused(f"{bucket.uri}/d")
+    verb = {"get": "read", "head": "look at", "list": "look at"}[kind]
+    assert f"the server refused to {verb} {bucket.uri}/d" in message
+    assert "planned AccessDenied; expected" in message or "Forbidden; expected" in message
+    assert message.endswith("AWS_* environment")
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated() -> None:
+    message = refused("s3://KEY:hunter2@bucket/x.parquet")
+    assert "carries credentials" in message and "hunter2" not in message
+
+
+@pytest.mark.parametrize("change", ["other rows", "shorter", "longer", "removed"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(remote, "BLOCK", 16 << 10)
+    rows = {"other rows": 40_000, "shorter": 9_000, "longer": 60_000, "removed": 1}[change]
+    before, other = (
+        write(tmp_path / f"{start}.parquet", q=texts, a=texts)
+        for start, n in ((10_000, 40_000), (100_000, rows))
+        for texts in [[f"{i * 7919 % 99_991} {i}" for i in range(start, start + n)]]
+    )
+    uri = bucket.put(before, "x.parquet")
+    reads = []
+    whole = remote.Remote.cat_file
+
+    def cat_file(self: object, *at: object, **range_: object) -> bytes:
+        reads.append(1)
+        if len(reads) == 3:
+            if change == "removed":
+                bucket.direct.rm_file(uri)
+            else:
+                bucket.put(other, "x.parquet")
+        return whole(self, *at, **range_)
+
+    monkeypatch.setattr(remote.Remote, "cat_file", cat_file)
+    said = "was removed" if change == "removed" else "was changed"
+    assert f"x.parquet {said} while it was read; expected a file that stays" in refused(uri)

@@ -5,14 +5,23 @@ import random
 import shutil
 import threading
 
+import fsspec
 import numpy as np
 import pytest
 
 from b3_core import remote
 from b3_core.artifacts import Address, canonical_json
-from b3_core.errors import B3Error, CorruptArtifactError, InputError, UnreachableError
+from b3_core.errors import (
+    B3Error,
+    CorruptArtifactError,
+    InputError,
+    RefusedError,
+    UnreachableError,
+    reason,
+)
 from b3_core.store import ArtifactStore, open_artifact
 from tests.conftest import use_s3
+from tests.system import fault_proxy
 from tests.system.fault_proxy import FaultProxy
 
 ADDRESS = Address("data", "stage", "f00d")
@@ -184,10 +193,93 @@ def test_a_permanent_error_is_not_tried_again(proxied):
     proxy, store = proxied
     for fault in ("400", "403", "404"):
         proxy.plan("put", fault, times=99)
-        with pytest.raises(OSError, match="planned"):
+        with pytest.raises(RefusedError, match="planned"):
             publish(store)
         assert proxy.injected == 1
     assert store.files() == {}
+
+
+def test_what_a_server_refuses_is_one_line_with_the_uri_and_what_to_do(proxied):
+    proxy, store = proxied
+    artifact = publish(store)
+    for kind, verb, call in (
+        ("put", "write", lambda: publish(store, address=Address("data", "stage", "beef"))),
+        ("get", "read", lambda: store.find(ADDRESS)),
+        ("get", "read", lambda: store.read("data/x", 0, 9)),
+        ("head", "look at", lambda: store._size("data/x")),
+        ("list", "list", lambda: store.artifacts("data", "stage")),
+        ("list", "list", store.files),
+        ("delete", "delete", lambda: store.discard(ADDRESS)),
+    ):
+        proxy.plan(kind, "403", times=99)
+        with pytest.raises(RefusedError) as caught:
+            call()
+        said = str(caught.value)
+        assert said.startswith(f"the server refused to {verb} {store.root}"), said
+        assert f"; expected permission to {verb}; check its permissions" in said
+        assert said.endswith("AWS_* environment") and "\n" not in said
+        assert caught.value.exit_code == 1 and proxy.injected == 1
+    proxy.plan("", "")
+    assert store.find(ADDRESS).record == artifact.record
+
+
+def test_a_bucket_that_vanishes_is_one_line_and_what_is_looked_for_is_not_there(
+    s3_bucket, monkeypatch, tmp_path
+):
+    store = ArtifactStore(s3_bucket)
+    artifact = publish(store)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # no copy of it is there
+    store.fs.rm(f"{s3_bucket}/data", recursive=True)
+    store.fs.call_s3("delete_bucket", Bucket=s3_bucket.removeprefix("s3://"))
+    assert store.find(ADDRESS) is None
+    store.discard(ADDRESS)
+    with pytest.raises(RefusedError, match=r"write s3://.* bucket does not exist; expected its b"):
+        publish(store)
+    with pytest.raises(RefusedError, match=r"refused to read s3://.*hello.*; expected it to be"):
+        artifact.path("sub/hello.bin")
+    with pytest.raises(RefusedError, match=r"refused to read s3://.*hello.*; expected it to be"):
+        artifact.open("sub/hello.bin").read(3)
+    with pytest.raises(InputError, match="cannot be written: the server refused to write s3://"):
+        store.check_writable()
+
+
+def test_what_no_server_said_is_no_refusal():
+    """A full disk or a fault of the program keeps its own error."""
+    fs = remote.Remote(Errors())
+    for error in (OSError(28, "No space left on device"), KeyError("x"), FileExistsError("x")):
+        with pytest.raises(type(error)) as caught:
+            fs.info(error)
+        assert caught.value is error
+
+
+class Errors:
+    """A file system that raises what it is asked about."""
+
+    def info(self, error):
+        raise error
+
+
+def test_no_credentials_are_in_an_error(proxied, monkeypatch):
+    proxy, store = proxied
+    key, secret, token = "AKIDEXAMPLE7", "wJalr/XUtn+FEMI=", "token/0+1"
+    monkeypatch.setitem(fault_proxy.ANSWERS, "403", (403, f"{key} {secret} {token} Denied"))
+    monkeypatch.setitem(fault_proxy.ANSWERS, "503", (503, f"{key} {secret} {token} SlowDown"))
+    use_s3(monkeypatch, proxy.url, key=key, secret=secret)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", token)
+    own = ArtifactStore(store.root)
+    for kind, fault, error in (("put", "403", RefusedError), ("put", "503", UnreachableError)):
+        proxy.plan(kind, fault, times=99)
+        with pytest.raises(error) as caught:
+            publish(own)
+        assert proxy.injected
+        said = str(caught.value)
+        assert own.root in said and ("Denied" in said or "SlowDown" in said), said
+        assert not [word for word in (key, secret, token) if word in said]
+    url = ConnectionError("no way to https://user:hunter2@host/b?X-Amz-Signature=abc")
+    assert reason(url) == "no way to https://host/b"
+    named = remote.Remote(fsspec.filesystem("memory"))
+    monkeypatch.setattr(named._fs, "unstrip_protocol", lambda path: f"https://u:hunter2@h/{path}")
+    assert named.uri("b/c?X-Amz-Signature=abc") == "https://h/b/c"
 
 
 def test_other_bytes_than_there_are_are_fetched_again(proxied, monkeypatch, tmp_path):

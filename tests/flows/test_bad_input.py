@@ -13,7 +13,8 @@ from ray.exceptions import RayError
 from b3_core.errors import InputError
 from b3_core.teacher import Embeddings
 from flows.running import run_command
-from tests.conftest import topic_table
+from tests.conftest import topic_table, use_s3
+from tests.system.fault_proxy import FaultProxy
 
 
 def refused(command, tmp_path, config, *patterns):
@@ -124,3 +125,29 @@ def test_an_error_out_of_ray_says_what_went_wrong_there(capfd):
     out, err = capfd.readouterr()
     assert (ended.value.code, out) == (1, "")
     assert err == "b3: RayError: KeyError: 'b'; run again with -v for the traceback\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "nth", "said"),
+    [
+        ("put", "403", 4, "refused to write URI: planned AccessDenied; expected permission to w"),
+        ("put", "404", 4, "refused to write URI: planned NoSuchBucket; expected its bucket to be"),
+        ("get", "403", 12, "refused to read URI: planned AccessDenied; expected permission to r"),
+    ],
+)
+def test_a_store_that_refuses_in_the_middle_of_a_run(
+    command, write_config, s3_server, s3_bucket, monkeypatch, kind, fault, nth, said
+):
+    root = f"{s3_bucket}/store"
+    config = write_config(
+        store={"root": root}, arms=["random"], compute={"workers": 1, "shard_rows": 100_000}
+    )
+    with FaultProxy(s3_server) as proxy:
+        use_s3(monkeypatch, proxy.url, key="AKIDEXAMPLE7", secret="wJalrXUtnFEMI")
+        proxy.plan(kind, fault, nth=nth, times=9999)
+        code, out, err = command("mine", config)
+    lines = [line for line in err.splitlines() if line.startswith("b3: ")]
+    assert (code, out, len(lines)) == (1, "", 1), err
+    assert re.sub(rf"{root}/faq/[^:;\s]+", "URI", lines[0]).startswith(f"b3: the server {said}")
+    assert err.strip().splitlines()[-1] == lines[0] and "Traceback" not in err
+    assert proxy.injected and "AKIDEXAMPLE7" not in err and "wJalrXUtnFEMI" not in err

@@ -1,4 +1,4 @@
-"""Requests of every store operation, broken in every way: nothing fails, nothing is wrong.
+"""Requests of every store operation, and for a dataset, broken in every way: nothing is wrong.
 
 A run without faults counts the requests of each kind. Then the same operations run once for each
 request and fault, or for at most eight that are evenly spread. One JSON line of counts is printed
@@ -6,18 +6,22 @@ at the end (``pytest -s``).
 """
 
 import collections
+import functools
 import json
 import math
 import os
 import shutil
 import tempfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 
 from b3_core import remote
 from b3_core.artifacts import Address
 from b3_core.errors import B3Error
+from b3_core.source import read_texts, source_digest
 from b3_core.store import RECORD, ArtifactStore
 from tests.conftest import use_s3
 from tests.system.fault_proxy import ANY_KIND, OF_BODIES, FaultProxy
@@ -28,6 +32,8 @@ ADDRESS = Address("data", "stage", "f00d")
 SMALL = {"sub/one.bin": os.urandom(5000), "two.bin": b"2" * 100}
 PART = 5 << 20  # bytes; S3 takes no smaller part
 LARGE = {"large.bin": os.urandom(2 * PART + 1000)}  # three parts
+ROWS = {side: [f"{side} {i * 7919 % 9973} {i}" for i in range(6000)] for side in ("q", "a")}
+COLUMNS = {"query": "q", "positive": "a"}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,7 @@ def proxied(s3_server, s3_bucket, monkeypatch, tmp_path):
         yield proxy, s3_bucket, direct
 
 
-def exercise(root, contents, direct):
+def exercise(root, direct, contents):
     """Do everything a store can do; fail if any result is not the right one."""
     store = ArtifactStore(root)
     store.check_writable()
@@ -82,23 +88,38 @@ def exercise(root, contents, direct):
     assert direct.find(base) == []
 
 
-def break_each(proxied, kind, contents, tallied):
-    """Run ``exercise`` once for each request of a kind and each fault."""
+def read_dataset(root, direct):
+    """Read a dataset of three files, as a folder and by a pattern; fail if a row is not right."""
+    with direct.open(f"{root}/d/sub/c.parquet", "wb") as sink:
+        pq.write_table(pa.table(ROWS).slice(4000), sink)
+    for place, name in enumerate(("a", "b")):
+        with direct.open(f"{root}/d/{name}.parquet", "wb") as sink:
+            pq.write_table(pa.table(ROWS).slice(2000 * place, 2000), sink, row_group_size=500)
+    whole = read_texts(f"{root}/d", COLUMNS)
+    assert whole.to_pydict() == {"query": ROWS["q"], "positive": ROWS["a"]}
+    assert read_texts(f"{root}/d/*.parquet", COLUMNS) == whole.slice(0, 4000)
+    assert read_texts(f"{root}/*/*/c.parquet", COLUMNS) == whole.slice(4000)
+    direct.invalidate_cache()
+    assert source_digest(f"{root}/d") == source_digest(f"{root}/d")
+
+
+def break_each(proxied, kind, work, tallied, faults=None):
+    """Do the work once for each request of a kind and each fault."""
     proxy, bucket, direct = proxied
     proxy.plan("", "")
-    exercise(f"{bucket}/whole", contents, direct)
+    work(f"{bucket}/whole", direct)
     requests = range(1, proxy.seen[kind] + 1)
     assert requests
     chosen = [*requests[:: math.ceil(len(requests) / 8)]]
     chosen *= math.ceil(3 / len(chosen))  # the few that are there, more than once
-    for fault in ANY_KIND + (OF_BODIES if kind == "get" else []):
+    for fault in faults or ANY_KIND + (OF_BODIES if kind == "get" else []):
         count = collections.Counter(injected=0, survived=0, refused=0, wrong=0)
         # Twice, since aiohttp sends again by itself what got no answer.
         times = 2 if fault in ("reset", "lost") else 1
         for nth in chosen:
             proxy.plan(kind, fault, nth=nth, times=times)
             try:
-                exercise(f"{bucket}/{fault}-{nth}", contents, direct)
+                work(f"{bucket}/{fault}-{nth}", direct)
                 outcome = "survived"
             except B3Error:
                 outcome = "refused"
@@ -114,7 +135,7 @@ def break_each(proxied, kind, contents, tallied):
 
 @pytest.mark.parametrize("kind", ["put", "create", "get", "head", "list", "delete"])
 def test_a_broken_request_changes_nothing(kind, proxied, tally):
-    break_each(proxied, kind, SMALL, tally[kind])
+    break_each(proxied, kind, functools.partial(exercise, contents=SMALL), tally[kind])
 
 
 @pytest.mark.parametrize("kind", ["begin", "part", "complete", "get"])
@@ -122,4 +143,13 @@ def test_a_broken_request_of_a_large_file_changes_nothing(kind, proxied, tally, 
     """s3fs cuts files above 100 MiB into parts; here, above 10 MiB."""
     monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda *_, **__: PART)
     monkeypatch.setattr("s3fs.S3FileSystem.default_block_size", PART)
-    break_each(proxied, kind, LARGE, tally[f"{kind} of a large file"])
+    work = functools.partial(exercise, contents=LARGE)
+    break_each(proxied, kind, work, tally[f"{kind} of a large file"])
+
+
+@pytest.mark.parametrize("kind", ["list", "head", "get"])
+def test_a_broken_request_for_a_dataset_changes_no_row(kind, proxied, tally, monkeypatch):
+    """Ranges come without a checksum: that no bit of them is flipped, TLS must see to."""
+    monkeypatch.setattr(remote, "BLOCK", 16 << 10)
+    faults = ANY_KIND + [fault for fault in OF_BODIES if kind == "get" and fault != "flipped"]
+    break_each(proxied, kind, read_dataset, tally[f"{kind} for a dataset"], faults)

@@ -1,4 +1,7 @@
-"""A thousand mutated manifests: each refused for what is wrong with it, in one line."""
+"""A thousand mutated manifests: each refused for what is wrong with it, in one line.
+
+By ``b3 verify``, and by the check that the flow ``train`` begins with.
+"""
 
 import json
 import re
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 from b3_core.errors import B3Error
-from b3_core.manifest import Manifest, verify
+from b3_core.manifest import Manifest, verify, verify_before_training
 from tests.mutants import KINDS, Sound, kinds, mutant
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -25,18 +28,28 @@ def refusal(check, artifact):
     return None
 
 
+def says(name, message):
+    """Tell whether a refusal is one line that says what is wrong with a mutant of a kind."""
+    return "\n" not in message and re.search(KINDS[name][0], message)
+
+
 @pytest.mark.parametrize("datasets", [1, 2])
 def test_every_mutant_is_refused(datasets, tmp_path, monkeypatch):
     sound = Sound(tmp_path, monkeypatch, datasets=datasets)
-    assert verify(sound.write(sound.parts()))  # nothing but the change is wrong with a mutant
+    whole = sound.write(sound.parts())  # nothing but the change is wrong with a mutant
+    assert verify(whole)
+    verify_before_training([whole])
     rng = np.random.default_rng(datasets)
     names = kinds(sound)
-    refused, before_training, said, wrong = Counter(), Counter(), {}, []
+    refused, in_each_rank, said, wrong = Counter(), Counter(), {}, []
     for number in range(MUTANTS):
         name = names[number % len(names)]
         artifact = mutant(sound, name, rng)
         try:
-            message = refusal(verify, artifact)
+            messages = [
+                refusal(verify, artifact),
+                refusal(lambda artifact: verify_before_training([artifact]), artifact),
+            ]
             training = refusal(
                 lambda artifact: Manifest.load(artifact).check(sound.tables, where=artifact.uri),
                 artifact,
@@ -44,19 +57,19 @@ def test_every_mutant_is_refused(datasets, tmp_path, monkeypatch):
         except Exception as error:  # noqa: BLE001 - an error of its own is what must not come
             wrong.append((name, repr(error)))
             continue
-        if message is None or "\n" in message or not re.search(KINDS[name][0], message):
-            wrong.append((name, message))
+        if not all(message and says(name, message) for message in messages):
+            wrong.append((name, messages))
             continue
         refused[name] += 1
-        before_training[name] += training is not None
-        said[name] = message.replace(sound.store.root, "ROOT")
+        in_each_rank[name] += training is not None
+        said[name] = messages[0].replace(sound.store.root, "ROOT")
     figures = {
         "datasets": datasets,
         "mutants": MUTANTS,
-        "refused": refused.total(),
-        "refused_by_training_alone": before_training.total(),
+        "refused_by_verify_and_by_train": refused.total(),
+        "refused_again_by_every_rank": in_each_rank.total(),
         "kinds": {
-            name: {"refused": n, "by_training": before_training[name], "said": said[name]}
+            name: {"refused": n, "by_every_rank": in_each_rank[name], "said": said[name]}
             for name, n in refused.items()
         },
     }
