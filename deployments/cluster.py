@@ -3,8 +3,9 @@
     python -m deployments.cluster up      (or: make cluster)
     Postgres - Prefect server - worker      Ray head - two Ray nodes      S3 gateway
 
-supervisor keeps them: whatever dies is started again. Data, logs and secrets lie in one folder,
-and every port is on the loopback interface alone.
+supervisor keeps them: whatever dies is started again. Data, logs and secrets lie in one folder.
+Ports are on the loopback interface alone, but for Ray's, which are on the machine's address and ask
+for a token.
 """
 
 import contextlib

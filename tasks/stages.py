@@ -4,11 +4,15 @@ A stage that is in the store already is not run at all: the flow asks the plan f
 own result cache stays off, since the store is the proof and a second copy could disagree.
 """
 
-from prefect import task
+from typing import Any
+
+from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
+from b3_core.errors import InputError, RefusedError
 from b3_core.learn import Student, evaluate_run, train_loop
 from b3_core.manifest import verify_before_training
 from b3_core.ray_session import RaySession
@@ -19,6 +23,12 @@ from tasks import events, reporting
 
 RETRY_SECONDS = [5, 15, 45]
 _WHOLE_NODE = 1 << 16  # cores: as many as the largest node has
+
+
+def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Tell whether trying again can help: not where the input is wrong, or a server refuses."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, InputError | RefusedError)
 
 
 @task(name="read-pairs", task_run_name="read {dataset.name}", cache_policy=NO_CACHE)
@@ -47,6 +57,7 @@ def mine_dataset(stages: list[Stage], session: RaySession, root: str, *, dataset
     cache_policy=NO_CACHE,
     retries=len(RETRY_SECONDS),
     retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=may_pass,
     retry_jitter_factor=0.5,
 )
 def embed_shard(shard: Shard, session: RaySession, root: str) -> None:
@@ -94,6 +105,7 @@ def evaluate_student(
     cache_policy=NO_CACHE,
     retries=len(RETRY_SECONDS),
     retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=may_pass,
 )
 def look_at(dataset: DatasetSpec, watched: Watched, *, now: float, patience: float) -> bool:
     """Say that a dataset changed, if it did, and remember that it was said."""
