@@ -137,6 +137,7 @@ class RaySession:
         has so many, it is as many as the largest has: Ray would wait for a larger one for ever.
         """
         ray = self._open()
+        self._free_actors()
         most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
         cpus = max(1, min(cpus, int(most)))
         remote = ray.remote(num_cpus=cpus, num_gpus=self.compute.gpus_per_worker, max_retries=0)
@@ -168,8 +169,7 @@ class RaySession:
         from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
         from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
-        with self._lock:
-            self._pools.clear()  # the trainer needs the cores that idle actors hold
+        self._free_actors()
         board = ray.remote(num_cpus=0)(_Board).remote()
         trainer = TorchTrainer(
             _train_worker,
@@ -187,6 +187,11 @@ class RaySession:
         error = ray.get(board.error.remote())
         if error is not None:
             raise error
+
+    def _free_actors(self) -> None:
+        """Let go of the cores that idle actors hold: what comes next may need them all."""
+        with self._lock:
+            self._pools.clear()
 
     def _open(self) -> Any:
         for name, value in _ENVIRONMENT.items():
