@@ -83,15 +83,18 @@ class Cluster:
             if not create:
                 raise InputError(f"no cluster in {home}", remedy="run: make cluster")
             (home / "log").mkdir(parents=True, exist_ok=True)
-            settings = {
-                "ports": {name: _free_port(port) for name, port in _WANTED_PORTS.items()},
-                "ray_token": secrets.token_hex(24),
-                "s3_key": "b3" + secrets.token_hex(8),
-                "s3_secret": secrets.token_hex(20),
-            }
             file.touch(mode=0o600)
-            file.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        return cls(home, json.loads(file.read_text(encoding="utf-8")))
+            _write(
+                file, {"ray_token": secrets.token_hex(24), "s3_key": f"b3{secrets.token_hex(8)}"}
+            )
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        # What an older version did not know of is added; what is there stays.
+        ports = settings.setdefault("ports", {})
+        for name, port in _WANTED_PORTS.items():
+            ports.setdefault(name, _free_port(port))
+        settings.setdefault("s3_secret", secrets.token_hex(20))
+        _write(file, settings)
+        return cls(home, settings)
 
     @property
     def ui(self) -> str:
@@ -316,6 +319,11 @@ def _one_line() -> Iterator[None]:
     except B3Error as error:
         typer.echo(f"b3: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
+
+
+def _write(file: Path, settings: dict[str, Any]) -> None:
+    """Keep what an installation has once chosen; the file's mode is as it was."""
+    file.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def _free_port(wanted: int) -> int:

@@ -28,18 +28,19 @@ def publish_manifests(pipeline: str, manifests: Mapping[tuple[str, int], Artifac
     Partners are means over the rows of the first dataset, in the communities of the last phase.
     """
     lines = [
-        "| arm | seed | batches | rows left out | window partners | too hard | manifest |",
-        "|-|-|-|-|-|-|-|",
+        "| arm | seed | batches | rows left out | window partners | too hard |",
+        "|-|-|-|-|-|-|",
     ]
+    places = []
     for (arm, seed), artifact in manifests.items():
         head = Manifest.read_head(artifact)
         quality = head["datasets"][0]["quality"][-1]
         lines.append(
             f"| {arm} | {seed} | {head['batches']:,} of {head['batch_size']} rows "
-            f"| {head['left_out']:,} | {quality['window']:.2f} | {quality['too_hard']:.2f} "
-            f"| `{artifact.uri}` |"
+            f"| {head['left_out']:,} | {quality['window']:.2f} | {quality['too_hard']:.2f} |"
         )
-    lines += ["", "Check one: `b3 verify URI`. Compare two: `b3 diff URI URI`."]
+        places.append(f"- {arm}, seed {seed}: `{artifact.uri}`")
+    lines += ["", *places, "", "Check one: `b3 verify URI`. Compare two: `b3 diff URI URI`."]
     create_markdown_artifact(
         "\n".join(lines), key=_key(pipeline, "manifests"), description="Mined batches"
     )

@@ -27,9 +27,6 @@ _LONG = {"embed", "mine", "train", "evaluate"}
 class LogReporter:
     """Writes a line when a step ends, and shows a bar on the run's page for the long ones."""
 
-    def __init__(self) -> None:
-        self._logger = logging.getLogger("prefect.b3")
-
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[Progress]:
         """Log the step's end and duration."""
@@ -40,7 +37,18 @@ class LogReporter:
             yield open_progress(title)
         else:
             yield silent
-        self._logger.info("%s: done in %.1f s", title, time.monotonic() - started)
+        _log().info("%s: done in %.1f s", title, time.monotonic() - started)
+
+
+def _log() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    """Return the log of the run's page; the process's own outside a run."""
+    from prefect.exceptions import MissingContextError  # noqa: PLC0415 - Prefect, only in a run
+    from prefect.logging import get_run_logger  # noqa: PLC0415
+
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("prefect.b3")
 
 
 _current: Reporter = LogReporter()

@@ -160,7 +160,13 @@ def until(check, timeout, what):
 
 @pytest.fixture(scope="session")
 def installation():
-    """`make cluster` in a folder of its own, and down again at the end."""
+    """`make cluster` in a folder of its own, and down again at the end.
+
+    B3_CLUSTER_HOME names one that is up, and stays up: for somebody at work on these tests.
+    """
+    if "B3_CLUSTER_HOME" in os.environ:
+        yield Installation(Cluster.at(Path(os.environ["B3_CLUSTER_HOME"])))
+        return
     home = Path(tempfile.mkdtemp(prefix="b3-", dir="/tmp"))
     command = [sys.executable, "-m", "deployments.cluster"]
     up = [*command, "up", "--home", home, "--pairs", "2000"]
