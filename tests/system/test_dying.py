@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from deployments.cluster import BUCKET
+from deployments.steps import read_config
 from tests.system.conftest import until
 
 SEEDS = int(os.environ.get("B3_SEEDS", "5"))
@@ -128,7 +129,7 @@ def dying(installation, tmp_path_factory):
     # A teacher that takes its time, so that there is something to kill.
     name = installation.deploy(folder, "faq", rows=1200, teacher="minilm")
     installation.hush(name)  # what runs here is what is killed, and nothing else
-    made = Dying(installation, name, json.loads((folder / f"{name}.yaml").read_text()))
+    made = Dying(installation, name, read_config(str(folder / f"{name}.yaml"))["spec"])
     yield made
     print("\nkind            injected  unharmed  crashed, then whole  seconds lost (median, most)")
     for kind, injected, unharmed, again, lost in made.table:
