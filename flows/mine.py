@@ -52,11 +52,11 @@ def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> 
         for vectors in now.vectors:
             if store.find(vectors.address) is None:
                 _embed(vectors, ray, store)
-        mined = missing(itertools.chain(now.ranks, now.graphs, now.communities), store)
-        if ray.joins and len({stage.dataset for stage in mined}) > 1:
-            _mine_apart(mined, ray, store)
+        lacking = missing(itertools.chain(now.ranks, now.graphs, now.communities), store)
+        if ray.joins and len({stage.dataset for stage in lacking}) > 1:
+            _mine_apart(lacking, ray, store)
         # One after another: each uses all cores, and igraph's random generator is global.
-        for stage in itertools.chain(mined, now.manifests.values()):
+        for stage in itertools.chain(lacking, now.manifests.values()):
             if store.find(stage.address) is None:
                 run_stage(stage, store)
     made = {key: store.get(manifest.address) for key, manifest in now.manifests.items()}
