@@ -46,6 +46,7 @@ class Place:
         return [each["status"] for each in self.promotion.history]
 
 
+@pytest.mark.slow  # three students
 def test_the_better_one_is_in_place(tmp_path):
     place, table = Place(tmp_path), topic_table(400)
     first = place.compete(BAD, table)
@@ -66,7 +67,11 @@ def test_the_better_one_is_in_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rule", "status"), [({"rule": "not-worse"}, "current"), ({"rule": "better"}, "rejected")]
+    ("rule", "status"),
+    [
+        pytest.param({"rule": "not-worse"}, "current", marks=pytest.mark.slow),
+        ({"rule": "better"}, "rejected"),
+    ],
 )
 def test_as_good_as_the_one_in_place(tmp_path, rule, status):
     place, table = Place(tmp_path, margin=0.05, **rule), topic_table(400)
@@ -74,6 +79,7 @@ def test_as_good_as_the_one_in_place(tmp_path, rule, status):
     assert place.compete(GOOD | {"temperature": 0.0501}, table)["status"] == status
 
 
+@pytest.mark.slow
 def test_data_moved_on(tmp_path):
     """The current student is judged on the new rows; those that it was trained on do not count."""
     place, table = Place(tmp_path), topic_table(400)

@@ -348,7 +348,7 @@ def test_a_column_that_is_not_asked_for_is_not_fetched(
     assert bucket.proxy.seen["get"] <= 4 < file.stat().st_size / remote.BLOCK
 
 
-@pytest.mark.parametrize("fault", ["409", "503", "reset", "short"])  # all: test_faults
+@pytest.mark.parametrize("fault", ["503", "short"])  # all: test_faults
 def test_a_fault_on_the_way_to_a_dataset_changes_nothing(
     tmp_path: Path, bucket: Bucket, fault: str
 ) -> None:
@@ -368,7 +368,14 @@ def test_a_fault_on_the_way_to_a_dataset_changes_nothing(
                 assert bucket.proxy.injected == times
 
 
-@pytest.mark.parametrize("name", ["d", "d/*.parquet", "d/*/*.parquet", "d/**"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "d",
+        "d/**",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("d/*.parquet", "d/*/*.parquet")),
+    ],
+)
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
     tmp_path: Path, bucket: Bucket, name: str
 ) -> None:

@@ -3,6 +3,7 @@ import os
 import sys
 
 import pytest
+from prefect.context import refresh_global_settings_context
 
 from flows import embedded
 from flows.cli import main
@@ -15,6 +16,8 @@ def served(tmp_path_factory):
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     embedded.prepare(verbose=True)
     embedded.serve()
+    # Other tests have imported Prefect, which read its settings then, before there was a server.
+    refresh_global_settings_context()
 
 
 @pytest.fixture
