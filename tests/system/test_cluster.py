@@ -221,3 +221,4 @@ def test_a_failed_run_is_told(installation, tmp_path, monkeypatch):
     assert f"mine/{name}" in told[0]
     assert "no file matches" in told[0]
     server.shutdown()
+    server.server_close()
