@@ -115,9 +115,9 @@ class PairTable:
         return cls(dataset, table.replace_schema_metadata())
 
 
-def read_keys(artifact: Artifact) -> pa.ChunkedArray:
-    """Read the keys of an artifact's training rows, and nothing else of them."""
-    return pq.read_table(artifact.path("train.parquet"), columns=["key"])["key"]
+def read_keys(artifact: Artifact, part: str = "train") -> pa.ChunkedArray:
+    """Read the keys of an artifact's training rows, or of another part, and nothing else."""
+    return pq.read_table(artifact.path(f"{part}.parquet"), columns=["key"])["key"]
 
 
 def rows_before(now: PairTable, before: PairTable) -> npt.NDArray[np.int64]:

@@ -22,7 +22,7 @@ from b3_core.embed import PairsRef
 from b3_core.evaluate import compare, retrieval
 from b3_core.learn import Evaluation, Judge
 from b3_core.manifest import Manifest
-from b3_core.pairs import PairTable, read_keys
+from b3_core.pairs import read_keys
 from b3_core.progress import Progress
 from b3_core.stage import Stage, generator
 from b3_core.store import ArtifactStore
@@ -99,11 +99,11 @@ class Promotion:
 
     def decided(self, evaluation: Evaluation) -> bool:
         """Tell whether a student was compared, whatever came of it."""
-        return any(each["status"] != "candidate" for each in self._marks(evaluation))
+        return any(each["status"] != "candidate" for each in _marks(self.history, evaluation))
 
     def nominate(self, evaluation: Evaluation) -> None:
         """Mark a student as candidate, unless it is marked already."""
-        if not self._marks(evaluation):
+        if not _marks(self.history, evaluation):
             self._mark(evaluation, "candidate", "trained, not compared yet")
 
     def decide(self, evaluation: Evaluation) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class Promotion:
         }
         unseen = []
         for ref in standing.refs:
-            keys = PairTable.load(self.store.get(ref.address), "heldout").table["key"]
+            keys = read_keys(self.store.get(ref.address), "heldout")
             trained = trained_of.get(ref.spec.name)
             seen = pc.is_in(keys, trained) if trained is not None else None
             unseen.append(
@@ -171,10 +171,6 @@ class Promotion:
             )
         fair_Q = np.concatenate(unseen)
         return fair_Q if fair_Q.any() else np.ones_like(fair_Q)
-
-    def _marks(self, evaluation: Evaluation) -> list[dict[str, Any]]:
-        student = list(_parts(evaluation.student.address))
-        return [each for each in self.history if each["student"] == student]
 
     def _noted(self) -> dict[str, Any]:
         return self.store.note(self._name) or {"current": None, "history": []}
@@ -188,7 +184,7 @@ class Promotion:
         student, manifest = evaluation.student.address, evaluation.student.manifest.address
         noted = self._noted()
         history: list[dict[str, Any]] = noted["history"]
-        before = self._marks(evaluation)
+        before = _marks(history, evaluation)
         if not before or before[-1]["status"] != status:
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             if status == "current" and noted["current"] is not None:
@@ -211,6 +207,12 @@ class Promotion:
             "status": status,
             "why": why,
         }
+
+
+def _marks(history: Sequence[dict[str, Any]], evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return what was decided about a student, oldest first."""
+    student = list(_parts(evaluation.student.address))
+    return [each for each in history if each["student"] == student]
 
 
 def _parts(address: Address) -> Sequence[str]:

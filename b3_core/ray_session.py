@@ -18,7 +18,7 @@ from b3_core.errors import B3Error
 from b3_core.progress import Progress, silent
 
 # Explicit everywhere: Ray listens on all interfaces, and its default differs by how it is started.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_AUTH_MODE": "token",
@@ -194,7 +194,7 @@ class RaySession:
             self._pools.clear()
 
     def _open(self) -> Any:
-        for name, value in _ENVIRONMENT.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import ray  # noqa: PLC0415
 

@@ -29,6 +29,7 @@ import psutil
 import typer
 
 from b3_core.errors import B3Error, InputError
+from b3_core.ray_session import ENVIRONMENT as RAY_ENVIRONMENT
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -123,6 +124,7 @@ class Cluster:
         digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:8]
         return {
             **os.environ,
+            **RAY_ENVIRONMENT,
             **self.client_environment,
             "B3_CLUSTER": str(self.home),
             "B3_BIN": str(_BIN),
@@ -136,10 +138,6 @@ class Cluster:
             "PREFECT_WORKER_WEBSERVER_PORT": str(ports["worker"]),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_TRAIN_V2_ENABLED": "1",
         }
 
     def control(self, *arguments: str) -> str:

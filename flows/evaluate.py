@@ -7,7 +7,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from b3_core.config import PipelineSpec
 from b3_core.plan import Plan
 from b3_core.promote import Promotion
-from b3_core.ray_session import session
+from b3_core.ray_session import RaySession, session
 from b3_core.stage import missing
 from b3_core.store import ArtifactStore
 from flows import outcome
@@ -44,23 +44,25 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
                 for done, future in enumerate(as_completed(futures), start=1):
                     future.result()
                     progress(done, len(futures))
-    if store.find(plan.results.address) is None:
-        run_stage(plan.results, store)
-    results = outcome.evaluated(plan, store)
-    publish_results(spec.name, results)
-    if spec.promote is not None:
-        results["promotion"] = _promote(plan, spec, store)
+        if store.find(plan.results.address) is None:
+            run_stage(plan.results, store)
+        results = outcome.evaluated(plan, store)
+        publish_results(spec.name, results)
+        if spec.promote is not None:  # Ray is still open: the one in place may have to be judged
+            results["promotion"] = _promote(plan, spec, store, ray)
     return results
 
 
-def _promote(plan: Plan, spec: PipelineSpec, store: ArtifactStore) -> outcome.Outcome:
+def _promote(
+    plan: Plan, spec: PipelineSpec, store: ArtifactStore, ray: RaySession
+) -> outcome.Outcome:
     """Compare the candidate with the student in place, and mark it."""
     promotion = Promotion(store, spec.name, spec.promote)
     evaluation = plan.evaluations[spec.promote.arm, spec.seeds[0]]
     promotion.nominate(evaluation)
     standing = promotion.standing(evaluation)
     if standing is not None and store.find(standing.address) is None:
-        with session(spec.compute) as ray, gpu_turn(spec.compute):
+        with gpu_turn(spec.compute):
             evaluate_student(standing, ray, store.root, arm="in place", seed=0)
     decision = promotion.decide(evaluation)
     publish_promotion(spec.name, decision, promotion.history)
