@@ -17,7 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from b3_core.errors import InputError
 
 Task = Literal["retrieval", "grounding", "vqa", "classification"]
-ArmName = Literal["random", "paper", "paper-curriculum", "b3"]
+ArmName = Literal["random", "paper", "paper-curriculum", "b3", "b3++"]
+
+#: Hard negatives a query of the arm b3++ (arXiv 2505.11293).
+HARD_NEGATIVES = 5
 
 #: False-negative cut-off p by task (arXiv 2505.11293; VQA answers are short and nearly repeat).
 #: Classification ranks labels instead of rows, and knows no p.
@@ -60,6 +63,15 @@ class DatasetSpec(Spec):
     )
 
 
+Pooling = Annotated[
+    Literal["mean", "cls", "lasttoken"] | None,
+    Field(
+        description="How a transformer's token vectors become one; as the model says, if absent. "
+        "Embedders made of decoders take the last token's."
+    ),
+]
+
+
 class TeacherSpec(Spec):
     """The pretrained encoder that ranks positives for each query."""
 
@@ -74,6 +86,7 @@ class TeacherSpec(Spec):
     max_length: int | None = Field(
         None, ge=1, description="Tokens kept; the model's own by default."
     )
+    pooling: Pooling = None
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the encoder.")
 
 
@@ -257,6 +270,17 @@ class BatchSpec(Spec):
         return self
 
 
+class LoraSpec(Spec):
+    """Low-rank adapters, trained instead of the weights and merged into them at the end."""
+
+    r: int = Field(8, ge=1, description="Rank.")
+    alpha: int = Field(64, ge=1, description="The adapters' output is scaled by alpha / r.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Of the adapters' input.")
+    targets: tuple[str, ...] = Field(
+        (), description="Names of the layers that get one, such as q_proj; all linear ones if none."
+    )
+
+
 class TrainSpec(Spec):
     """The student and its contrastive training (InfoNCE, query to positive)."""
 
@@ -281,7 +305,20 @@ class TrainSpec(Spec):
     )
     query_prompt: str = Field("", description="Put before every query.")
     positive_prompt: str = Field("", description="Put before every positive.")
+    pooling: Pooling = None
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the student.")
+    symmetric: bool = Field(
+        False, description="Contrast positives with queries too: the mean of both directions."
+    )
+    chunk_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Rows of one forward pass, with the gradients of the vectors cached; by "
+        "default 64 where a device has more than 256 rows of a batch, and else all of them.",
+    )
+    lora: LoraSpec | None = Field(
+        None, description="Train adapters instead of all weights; absent, all are trained."
+    )
 
 
 class EvalSpec(Spec):
@@ -330,6 +367,12 @@ class ComputeSpec(Spec):
     )
     gpus_per_worker: float = Field(0, ge=0, description="GPU share of one actor or trainer.")
     train_workers: int = Field(1, ge=1, description="Data-parallel trainers.")
+    checkpoint_minutes: float = Field(
+        10, gt=0, description="How long a training runs before it is kept for one that goes on."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations twice instead of keeping them: half the memory."
+    )
 
 
 class ArmSpec(Spec):
@@ -391,11 +434,6 @@ class PipelineSpec(Spec):
                 f"promote.arm is {self.promote.arm!r}, but arms are {', '.join(self.arm_names)}"
             )
         labelled = [d.name for d in self.datasets if d.task == "classification"]
-        if labelled and self.batches.negatives:
-            raise ValueError(
-                f"batches.negatives is {self.batches.negatives}, but dataset {labelled[0]} is a "
-                "classification, where no row has a window to draw them from"
-            )
         for name in self.arm_names:
             try:
                 mining, batches = self.arm(name)
@@ -403,6 +441,11 @@ class PipelineSpec(Spec):
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
                 raise ValueError(f"arm {name}, {key}: {first['msg']}") from error
+            if labelled and batches.negatives:
+                raise ValueError(
+                    f"batches.negatives is {batches.negatives} (arm {name}), but dataset "
+                    f"{labelled[0]} is a classification: no row has a window to draw them from"
+                )
             for variant in mining.variants(batches):
                 if batches.batch_size % variant.k:
                     raise ValueError(
@@ -421,6 +464,7 @@ class PipelineSpec(Spec):
 
         An arm of ``arms`` that is not just a name is CONFIG's own with its keys changed.
 
+        ``b3++`` is ``b3`` with hard negatives, five a query unless CONFIG says how many.
         ``random`` shuffles rows. ``paper`` is the published recipe: the mutual graph, METIS at its
         defaults, no swaps, no curriculum (arXiv 2505.11293, section 4). ``paper-curriculum`` is
         the same with CONFIG's curriculum, to tell the worth of either.
@@ -455,6 +499,9 @@ class PipelineSpec(Spec):
                 if name == "paper-curriculum"
                 else self.batches.model_copy(update={"curriculum": (Phase(epochs=everywhere),)}),
             )
+        if name == "b3++":
+            hard = {"negatives": self.batches.negatives or HARD_NEGATIVES}
+            return self.mining, self.batches.model_copy(update=hard)
         return self.mining, self.batches
 
 

@@ -340,7 +340,10 @@ def _load_teacher(
 
 def _teacher_settings(spec: TeacherSpec) -> dict[str, Any]:
     # Which weights is in the inputs, by content: a model's path is no part of what it is.
-    return spec.model_dump(exclude={"model", "revision"})
+    settings = spec.model_dump(exclude={"model", "revision"})
+    if settings["pooling"] is None:  # what was embedded before there was a choice stays
+        del settings["pooling"]
+    return settings
 
 
 def _digest(keys: list[str]) -> str:

@@ -4,7 +4,7 @@
               -> drafts and probes
 
 A run that is at work has such files too, so only old ones count. Finished artifacts are never
-touched, whether or not anything still needs them.
+touched, whether or not anything still needs them, but for a checkpoint whose student is there.
 """
 
 import time
@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from b3_core.artifacts import Address
+from b3_core.checkpoints import STAGE
 from b3_core.store import DRAFTS, PROBE, RECORD, ArtifactStore
 
 _ADDRESS = 3  # dataset, stage, fingerprint
@@ -73,7 +75,20 @@ def _unnamed(
             yield from ((path, "its artifact has no record") for path in found)
             continue
         named = {f"{folder}/{name}" for name in store.named_files(folder)} | {f"{folder}/{RECORD}"}
+        if _is_spent(store, folder, files):
+            yield from ((path, "the checkpoint of a student that is finished") for path in found)
+            continue
         yield from ((path, "its artifact's record does not name it") for path in found - named)
+
+
+def _is_spent(store: ArtifactStore, folder: str, files: Mapping[str, object]) -> bool:
+    """Say whether an artifact is a checkpoint that nothing goes on from."""
+    address = Address(*folder.split("/"))
+    if address.stage != STAGE:
+        return False
+    checkpoint = store.find(address)
+    student = None if checkpoint is None else checkpoint.record["lineage"]["student"]
+    return f"{address.dataset}/student/{student}/{RECORD}" in files
 
 
 def _changed(info: Mapping[str, Any]) -> float:

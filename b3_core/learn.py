@@ -7,7 +7,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,7 +15,8 @@ import numpy as np
 
 from b3_core import packaged, teacher
 from b3_core.artifacts import Address, Artifact, Draft
-from b3_core.config import EvalSpec, TeacherSpec, TrainSpec
+from b3_core.checkpoints import Checkpoints
+from b3_core.config import ComputeSpec, EvalSpec, TeacherSpec, TrainSpec
 from b3_core.embed import PairsRef
 from b3_core.evaluate import compare, retrieval
 from b3_core.manifest import Manifest
@@ -37,9 +38,11 @@ class Student(Stage):
     """The student that this one goes on from, after a new mining."""
     span: tuple[float, float] = (0.0, 1.0)
     """Which part of the whole training this is."""
+    compute: ComputeSpec = field(default_factory=ComputeSpec, compare=False)
+    """How it is trained; no part of what it is."""
     name: ClassVar[str] = "student"
     # train's own version would import torch here; bump this one with it.
-    version: ClassVar[int] = 1000 * packaged.VERSION + 3
+    version: ClassVar[int] = 1000 * packaged.VERSION + 4
 
     @classmethod
     def of(
@@ -49,6 +52,7 @@ class Student(Stage):
         *,
         before: "Student | None" = None,
         span: tuple[float, float] = (0.0, 1.0),
+        compute: ComputeSpec | None = None,
     ) -> Self:
         """Identify the weights that training starts from."""
         initial = "random"
@@ -58,7 +62,7 @@ class Student(Stage):
             initial = "tokens:" + teacher.weights_of("minilm", None)
         elif train.student != "static":
             initial = teacher.weights_of(train.student, train.revision)
-        return cls(manifest, train, initial, before, span)
+        return cls(manifest, train, initial, before, span, compute or ComputeSpec())
 
     @property
     def dataset(self) -> str:  # noqa: D102 - the base class says it
@@ -75,6 +79,10 @@ class Student(Stage):
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
         return {"manifest": self.manifest.address.fingerprint, "initial": self.initial}
+
+    def checkpoints(self, store: ArtifactStore) -> Checkpoints:
+        """Return where its training keeps what it has got so far."""
+        return Checkpoints(store, self.address, seconds=60 * self.compute.checkpoint_minutes)
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         from b3_core.train import train_student  # noqa: PLC0415 - imports torch
@@ -96,8 +104,11 @@ class Student(Stage):
                 self.train,
                 seed=self.manifest.seed,
                 output=draft.path("model"),
+                negatives=manifest.negatives,
                 initial=initial,
                 span=self.span,
+                checkpoints=self.checkpoints(store),
+                gradient_checkpointing=self.compute.gradient_checkpointing,
                 progress=progress,
             )
         draft.write_json("loss.json", [list(point) for point in result.loss])
@@ -134,6 +145,7 @@ def train_loop(
         step = _nested(progress, place, len(students)) if rank == 0 else silent
         if rank == 0:
             counts = dict(student.run(store, step).counts)
+            student.checkpoints(store).clear()
         else:
             with tempfile.TemporaryDirectory() as folder:
                 draft = Draft(Path(folder))

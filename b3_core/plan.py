@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from b3_core.config import BatchSpec, MiningSpec, PipelineSpec, TrainSpec
+from b3_core.config import BatchSpec, ComputeSpec, MiningSpec, PipelineSpec, TrainSpec
 from b3_core.embed import PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Results, Student
 from b3_core.mine import Communities, Graph, ManifestOf
@@ -68,7 +68,9 @@ class Plan:
                 made = made.since(past, spec.compute.shard_rows)
             vectors.append(made)
         ways = {
-            (arm, seed): _Way(spec.name, *arms[arm], seed, spec.train, past).go(vectors, minings)
+            (arm, seed): _Way(spec.name, *arms[arm], seed, spec.train, spec.compute, past).go(
+                vectors, minings
+            )
             for arm in spec.arm_names
             for seed in spec.seeds
         }
@@ -113,6 +115,7 @@ class _Way:
     batches: BatchSpec
     seed: int
     train: TrainSpec
+    compute: ComputeSpec
     past: Past
 
     def go(self, vectors: Sequence[Vectors], minings: Sequence[MiningSpec]) -> list[_Step]:
@@ -131,7 +134,9 @@ class _Way:
             ]
             manifest = self._manifest(ranks, batches, leg)
             span = done / self.batches.epochs, (done + batches.epochs) / self.batches.epochs
-            student = Student.of(manifest, self.train, before=before, span=span)
+            student = Student.of(
+                manifest, self.train, before=before, span=span, compute=self.compute
+            )
             steps.append(_Step(vectors, manifest, student))
             done += batches.epochs
         return steps

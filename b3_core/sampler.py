@@ -1,50 +1,36 @@
 """A plan's batches, handed to trainers: sentence-transformers, Hugging Face's, plain torch.
 
-    pair tables -> row_dataset: all rows in one dataset, table after table
-    plan        -> PlanSampler: lists of positions in that dataset, batch after batch
+    plan -> PlanSampler: lists of items, batch after batch; items are slots, or rows
 
-A plain loop goes through the plan epoch by epoch::
+*Slots* go with :func:`b3_core.slots.slot_dataset`, which knows each slot's hard negatives and
+groups; *rows* with any dataset of one's own that holds the rows in their order. A plain loop goes
+through the plan epoch by epoch::
 
-    sampler = PlanSampler(plan, [len(table) for table in pairs])
-    loader = DataLoader(row_dataset(pairs), batch_sampler=sampler)
+    sampler = PlanSampler.of_slots(plan)
+    loader = DataLoader(slot_dataset(slots, rows), batch_sampler=sampler, collate_fn=...)
     for epoch in range(sampler.epochs):
         sampler.set_epoch(epoch)
         for batch in loader: ...
 
 Hugging Face's Trainer counts the steps of an epoch once, before the first, and computes the
 learning rate schedule from that count; a plan's epochs may hold different numbers of batches. So a
-trainer is given the whole plan as *one* of its epochs: ``batch_sampler=for_trainer(plan, ...)``
-and ``num_train_epochs=1``. Its step count is then exact, and no ``max_steps`` cuts or wraps a plan.
+trainer is given the whole plan as *one* of its epochs: ``one_pass=True`` and
+``num_train_epochs=1``. Its step count is then exact, and no ``max_steps`` cuts or wraps a plan.
 
-Legend: S batches, B rows of a batch, T tables.
+Legend: S batches, B rows of a batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from b3_core.batches import BatchPlan
 from b3_core.errors import InputError
-from b3_core.pairs import PairTable
+from b3_core.slots import positions
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-VERSION = 1
-
-
-def row_dataset(pairs: Sequence[PairTable]) -> "Dataset":
-    """Return every row of every table as one dataset with columns ``query`` and ``positive``.
-
-    No text is copied. Row ``i`` of table ``t`` is at position ``i`` plus the length of the tables
-    before ``t``: the positions that :class:`PlanSampler` yields.
-    """
-    import pyarrow as pa  # noqa: PLC0415 - the sampler itself needs neither
-    from datasets import Dataset  # noqa: PLC0415 - a second to import
-
-    return Dataset(pa.concat_tables([part.table.select(["query", "positive"]) for part in pairs]))
+VERSION = 2
 
 
 class PlanSampler:
@@ -52,10 +38,10 @@ class PlanSampler:
 
     Parameters
     ----------
-    plan
-        Batches of all epochs; rows are positions in their dataset's table.
-    lengths
-        Rows of each table, in the order of ``plan.dataset_S``.
+    item_SB
+        Items of each batch: int64, S x B.
+    epoch_S
+        Epoch of each batch, ascending.
     processes
         Data-parallel processes that share each batch. Each batch is emitted as that many equal
         slices one after another, which accelerate deals out in turn: process ``r`` gets slice
@@ -67,30 +53,56 @@ class PlanSampler:
     Raises
     ------
     InputError
-        The batch size is no multiple of ``processes``, or a row lies beyond its table.
+        The batch size is no multiple of ``processes``.
     """
 
     drop_last = True  # accelerate asks; every batch of a plan is full
 
     def __init__(
         self,
-        plan: BatchPlan,
-        lengths: Sequence[int],
+        item_SB: npt.NDArray[np.int64],
+        epoch_S: npt.NDArray[np.int16],
         *,
         processes: int = 1,
         one_pass: bool = False,
     ) -> None:
-        size = plan.row_SB.shape[1]
+        size = item_SB.shape[1]
         if size % processes:
             raise InputError(
                 f"a batch of {size} rows cannot be shared equally by {processes} processes",
                 remedy="set compute.train_workers to a divisor of batches.batch_size",
             )
         self.batch_size = size // processes
-        self._row_SB = _positions(plan, lengths)
-        self._epoch_S = plan.epoch_S
+        self._item_SB, self._epoch_S = item_SB, epoch_S
         self._processes = processes
         self._epoch: int | None = None if one_pass else 0
+        self._first = 0  # batch of the next pass to begin with
+        self._done = 0  # batches of this pass that were handed out
+
+    @classmethod
+    def of_slots(cls, plan: BatchPlan, *, processes: int = 1, one_pass: bool = False) -> Self:
+        """Yield slot numbers: ``s B + b`` for place b of batch s."""
+        item_SB = np.arange(plan.row_SB.size, dtype=np.int64).reshape(plan.row_SB.shape)
+        return cls(item_SB, plan.epoch_S, processes=processes, one_pass=one_pass)
+
+    @classmethod
+    def of_rows(
+        cls,
+        plan: BatchPlan,
+        lengths: Sequence[int],
+        *,
+        processes: int = 1,
+        one_pass: bool = False,
+    ) -> Self:
+        """Yield positions in the concatenation of all tables, of these lengths.
+
+        Raises
+        ------
+        InputError
+            A row lies beyond its table.
+        """
+        item_SB = positions(plan, lengths)
+        return cls(item_SB, plan.epoch_S, processes=processes, one_pass=one_pass)
 
     @property
     def epochs(self) -> int:
@@ -98,7 +110,10 @@ class PlanSampler:
         return int(self._epoch_S.max(initial=-1)) + 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Make ``epoch`` the one that the next pass yields.
+        """Make ``epoch`` the one that the next pass yields, from its first batch on.
+
+        The epoch that is set already stays as it is, so that a loop that sets it before every pass
+        does not undo :meth:`load_state_dict`.
 
         Raises
         ------
@@ -109,16 +124,51 @@ class PlanSampler:
             return
         if not 0 <= epoch < self.epochs:
             raise InputError(f"no epoch {epoch} in the plan", expected=f"0 to {self.epochs - 1}")
-        self._epoch = epoch
+        if epoch != self._epoch:
+            self._epoch, self._first, self._done = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, int | None]:
+        """Return where the pass is: its epoch, and how many batches of it were handed out.
+
+        Batches count as a whole, so any number of processes may go on from it. A loader that
+        fetches ahead has been handed more batches than it has yielded: count its own then.
+        """
+        return {"epoch": self._epoch, "batches": self._done}
+
+    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
+        """Let the next pass begin where ``state`` was; the one after it is whole again.
+
+        Raises
+        ------
+        InputError
+            The plan has no such place, or one of the two goes through all epochs in one pass.
+        """
+        epoch, batches = state["epoch"], state["batches"]
+        if (epoch is None) != (self._epoch is None):
+            raise InputError(
+                f"a state of epoch {epoch} for a sampler that is at epoch {self._epoch}",
+                expected="one_pass as it was when the state was taken",
+            )
+        if epoch is not None:
+            self.set_epoch(epoch)
+        many = len(self._current())
+        if batches is None or not 0 <= batches <= many:
+            raise InputError(f"no batch {batches} in the pass", expected=f"0 to {many}")
+        self._first = self._done = batches
 
     def __len__(self) -> int:
-        """Count the lists that a pass yields; exact, or distributed runs would hang."""
-        return len(self._current()) * self._processes
+        """Count the lists that the next pass yields; exact, or distributed runs would hang."""
+        return (len(self._current()) - self._first) * self._processes
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._current():
-            for rows in self._row_SB[batch].reshape(self._processes, self.batch_size):
-                yield rows.tolist()
+        first, self._first = self._first, 0
+        self._done = first
+        current_S = self._current()[first:]
+        for done, batch in enumerate(current_S, start=first + 1):
+            slices = self._item_SB[batch].reshape(self._processes, self.batch_size).tolist()
+            yield from slices[:-1]
+            self._done = done
+            yield slices[-1]
 
     def _current(self) -> npt.NDArray[np.intp]:
         """Batches of the current pass, in the plan's order."""
@@ -127,24 +177,22 @@ class PlanSampler:
         return np.flatnonzero(self._epoch_S == self._epoch)
 
 
-def for_trainer(
-    plan: BatchPlan, lengths: Sequence[int], *, processes: int = 1
-) -> Callable[..., PlanSampler]:
+def for_trainer(plan: BatchPlan, *, processes: int = 1) -> Callable[..., PlanSampler]:
     """Return what sentence-transformers' ``batch_sampler=`` argument takes: a sampler's maker.
 
-    The trainer calls it with its dataset and per-device batch size, and with label columns, a
-    generator and a seed, which a plan has no use for.
+    The trainer calls it with its dataset, one of slots, and its per-device batch size; and with
+    label columns, a generator and a seed, which a plan has no use for.
 
     Parameters
     ----------
-    plan, lengths, processes
+    plan, processes
         As :class:`PlanSampler` has them.
     """
 
     def make(
         dataset: Sized, batch_size: int, drop_last: bool = True, **unused: object
     ) -> PlanSampler:
-        sampler = PlanSampler(plan, lengths, processes=processes, one_pass=True)
+        sampler = PlanSampler.of_slots(plan, processes=processes, one_pass=True)
         if batch_size != sampler.batch_size:
             raise InputError(
                 f"the trainer's batch size is {batch_size} a device",
@@ -152,31 +200,12 @@ def for_trainer(
                 f"over {processes} processes",
                 remedy="set per_device_train_batch_size to it",
             )
-        if len(dataset) != sum(lengths):
+        if len(dataset) != plan.row_SB.size:
             raise InputError(
-                f"the trainer's dataset has {len(dataset)} rows",
-                expected=f"{sum(lengths)}, as the plan's tables have together",
+                f"the trainer's dataset has {len(dataset)} items",
+                expected=f"{plan.row_SB.size}, one for each slot of the plan",
+                remedy="give it the dataset of the same manifest",
             )
         return sampler
 
     return make
-
-
-def _positions(plan: BatchPlan, lengths: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Turn (dataset, row) into positions in the concatenation of all tables: int64, S x B."""
-    length_T = np.asarray(lengths, dtype=np.int64)
-    if plan.dataset_S.max(initial=-1) >= len(length_T):
-        raise InputError(
-            f"the plan has a dataset {plan.dataset_S.max()}, counted from 0",
-            expected=f"{len(length_T)} datasets, one for each table",
-        )
-    beyond_S = np.flatnonzero(plan.row_SB.max(axis=1, initial=-1) >= length_T[plan.dataset_S])
-    if beyond_S.size:
-        batch = beyond_S[0]
-        raise InputError(
-            f"batch {batch} of the plan has row {plan.row_SB[batch].max()} of dataset "
-            f"{plan.dataset_S[batch]}, whose table has {length_T[plan.dataset_S[batch]]} rows",
-            expected="the tables that the plan was made from",
-        )
-    start_T = np.concatenate([[0], np.cumsum(length_T[:-1])])
-    return np.asarray(plan.row_SB + start_T[plan.dataset_S][:, None], dtype=np.int64)

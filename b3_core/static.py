@@ -1,7 +1,6 @@
 """How a static model is fast: every text tokenised once, every token's gradient added up once.
 
     texts -> TokenTable (flat token ids) -> means: vectors
-                                         -> TokenCollator: rows to input_ids, offsets
     StaticEmbedding's bag -> SparseMean: the same means, gradients a tenth the size
 
 Tokenising takes longer than all the rest, a plan visits each row once an epoch, and arms and seeds
@@ -14,10 +13,10 @@ V tokens of the vocabulary, D width, B rows of a batch.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +70,7 @@ class TokenTable:
                 digest.update(text.encode() + b"\0")
         return _tokenised(_Texts(digest.hexdigest(), prompt, tokenizer, tuple(texts)))
 
-    def bags(self, row_B: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def bags(self, row_B: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows' token ids and where each row begins among them, as int64 tensors."""
         parts = [self.token_T[self.start_N[row] : self.start_N[row + 1]] for row in row_B]
         offset_B = np.cumsum([0, *map(len, parts[:-1])])
@@ -110,20 +109,3 @@ def means(model: SentenceTransformer, table: TokenTable) -> npt.NDArray[np.float
             row_B = range(start, min(start + _BLOCK, rows))
             mean_ND[start : row_B.stop] = model[0].embedding(*table.bags(row_B)).numpy()
     return mean_ND
-
-
-@dataclass(frozen=True, eq=False)
-class TokenCollator:
-    """Turns rows of a dataset with a column ``row`` into what the trainer takes for two texts."""
-
-    query: TokenTable
-    positive: TokenTable
-    valid_label_columns: Sequence[str] = ()  # the trainer asks; there are no labels
-
-    def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
-        """Gather a batch under the names that sentence-transformers' own collator uses."""
-        rows = [feature["row"] for feature in features]
-        batch = {}
-        for side, table in (("query", self.query), ("positive", self.positive)):
-            batch[f"{side}_input_ids"], batch[f"{side}_offsets"] = table.bags(rows)
-        return batch

@@ -234,6 +234,10 @@ class ArtifactStore:
         finally:
             partial.unlink(missing_ok=True)
 
+    def drop_note(self, name: str) -> None:
+        """Forget what was noted under ``name``."""
+        self.remove(f"{NOTES}/{name}.json")
+
     def read(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop) of a file: one request."""
         body: bytes = self.fs.cat_file(self._path(path), start=start, end=stop)

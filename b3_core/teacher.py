@@ -135,15 +135,28 @@ def weights_of(name: str, revision: str | None) -> str:
     return ":".join(f"{key}={value}" for key, value in sorted(identity.items()))
 
 
-def load_model(name: str, *, revision: str | None = None, device: str | None = None) -> Any:
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    pooling: str | None = None,
+    device: str | None = None,
+) -> Any:
     """Load a sentence-transformers model; never runs code that came with the weights.
 
     Parameters
     ----------
     name
         ``static``, ``minilm``, a folder, or a hub id with ``revision``.
+    pooling
+        How a transformer's token vectors become one: what the model says, by default.
     device
         Torch device; the first GPU if there is one, by default.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or it has no token vectors to pool.
     """
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
     from transformers.utils import logging  # noqa: PLC0415 - likewise
@@ -153,13 +166,29 @@ def load_model(name: str, *, revision: str | None = None, device: str | None = N
         return packaged.static_teacher().to(device or "cpu")
     folder = str(packaged.minilm_folder()) if name == "minilm" else name
     local = Path(folder).is_dir()
-    return SentenceTransformer(
+    model = SentenceTransformer(
         folder,
         device=device,
         trust_remote_code=False,
         local_files_only=local,
         revision=None if local else _pinned(name, revision),
     )
+    return model if pooling is None else _pooled(model, pooling, name)
+
+
+def _pooled(model: Any, pooling: str, name: str) -> Any:
+    """Return the model with its pooling, and nothing else, replaced."""
+    from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: PLC0415
+
+    places = [i for i, module in enumerate(model) if isinstance(module, Pooling)]
+    if len(places) != 1:
+        raise InputError(
+            f"model {name} pools no token vectors, but pooling is {pooling!r}",
+            expected="a transformer",
+            remedy="leave pooling out",
+        )
+    model[places[0]] = Pooling(model[places[0]].embedding_dimension, pooling)
+    return model
 
 
 @contextlib.contextmanager
@@ -192,7 +221,9 @@ class Teacher:
 
         torch.set_num_threads(threads)
         self.spec = spec
-        self.model = load_model(spec.model, revision=spec.revision, device=device)
+        self.model = load_model(
+            spec.model, revision=spec.revision, pooling=spec.pooling, device=device
+        )
         if spec.max_length is not None:
             packaged.limit_length(self.model, spec.max_length)
         self._static = static.is_static(self.model)

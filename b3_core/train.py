@@ -1,48 +1,46 @@
 """A student trained on a batch plan: sentence-transformers' trainer does the looping.
 
-    plan, pair tables -> PlanSampler -> trainer: loss, gradient, optimizer step -> saved model
+    plan, negatives, pair tables -> slots -> PlanSampler -> trainer: loss (b3_core.loss), gradient,
+    optimizer step, now and then a checkpoint -> saved model
 
-The loss is InfoNCE from query to positive (van den Oord et al., arXiv 1807.03748) over the rows of
-a batch, gathered over devices: the mean over i of ``-log softmax_j(cos(q_i, p_j) / temperature)``
-at j = i. The learning rate rises linearly from zero and falls linearly back to it.
+The learning rate rises linearly from zero and falls linearly back to it. A training that goes on
+from a checkpoint sees the batches that are left, in their order, and ends, on a CPU, with the
+weights of one that was never interrupted, bit for bit.
 
 Legend: S batches, B rows of a batch.
 """
 
 import math
 import random
-import time
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MultipleNegativesRankingLoss,
-)
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from b3_core import packaged, teacher
 from b3_core.batches import BatchPlan
+from b3_core.checkpoints import Checkpoints
+from b3_core.collate import TokenCollator
 from b3_core.config import TrainSpec
-from b3_core.errors import B3Error, InputError
+from b3_core.errors import InputError
+from b3_core.loss import GroupedInfoNCE
+from b3_core.negatives import Negatives
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
-from b3_core.sampler import for_trainer, row_dataset
-from b3_core.static import SparseMean, TokenCollator, TokenTable, is_static
+from b3_core.sampler import for_trainer
+from b3_core.slots import Slots, row_dataset, slot_dataset
+from b3_core.static import SparseMean, TokenTable, is_static
+from b3_core.student import build_student, merge_adapters
+from b3_core.trainer import PlanTrainer, Watch
 
-VERSION = 1
+VERSION = 2
 
 # As TrainSpec.learning_rate says: what is trained already wants smaller steps, and a batch of
 # four times the rows, whose gradient has half the noise, twice the step (square-root scaling for
@@ -51,7 +49,6 @@ _RATE = {"random": 1e-2, "static": 1.5e-3, "transformer": 2e-5}
 _RATE_ROWS = 64
 _CACHED_FROM = 256  # rows a device: beyond, gradients are cached to bound memory
 _CACHED_ROWS = 64  # rows of one forward pass then; does not change the gradient
-_POINTS = 50  # of the loss curve
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,11 @@ def train_student(
     *,
     seed: int,
     output: Path,
+    negatives: Negatives | None = None,
     initial: Path | None = None,
     span: tuple[float, float] = (0.0, 1.0),
+    checkpoints: Checkpoints | None = None,
+    gradient_checkpointing: bool = False,
     progress: Progress = silent,
 ) -> TrainResult:
     """Train on every batch of the plan, in its order, and save the model into ``output``.
@@ -93,11 +93,17 @@ def train_student(
         weights, bit for bit; global random states are put back afterwards.
     output
         Folder for ``SentenceTransformer(output)``; nothing else is written.
+    negatives
+        Hard negatives of every slot; none by default.
     initial
         Folder of the model to go on with, instead of ``spec.student``.
     span
         Which part of the whole training this is, of 0 to 1: the learning rate goes on from where
         the part before it ended. The optimizer's moments begin anew.
+    checkpoints
+        Where to keep checkpoints, and to look for one to go on from.
+    gradient_checkpointing
+        Compute activations twice instead of keeping them.
     progress
         Told the steps done.
 
@@ -106,163 +112,90 @@ def train_student(
     InputError
         The student cannot be loaded, or the batches cannot be shared among the processes.
     B3Error
-        The loss became infinite or NaN; the step is named.
+        The loss became infinite or NaN; the batch is named, and nothing was updated by it.
     """
-    with _seeded(seed), _no_bars():
+    with _seeded(seed), _no_bars(), ExitStack() as stack:
         model = build_student(spec, seed=seed, initial=initial)
-        static = is_static(model)
-        with _threads(1 if static else torch.get_num_threads()):
-            started = time.monotonic()
-            trainer = _trainer(model, spec, pairs=pairs, plan=plan, seed=seed, output=output)
-            trainer.rate_factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)
-            watch = _Watch(trainer, progress)
-            trainer.add_callback(watch)
-            trainer.train()
-            seconds = time.monotonic() - started
+        stack.enter_context(_threads(1 if is_static(model) else torch.get_num_threads()))
+        if gradient_checkpointing and not is_static(model):
+            # Not the reentrant kind: beside adapters, what goes into a layer has no gradient.
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="b3-trainer-"))
+        slots = Slots.of(plan, [table.group_N for table in pairs], negatives)
+        arguments = _arguments(model, spec, plan=plan, slots=slots, seed=seed, output=scratch)
+        factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)
+        trainer = _trainer(model, spec, arguments, pairs=pairs, slots=slots, rate_factor=factor)
+        watch = Watch(trainer, progress, checkpoints)
+        trainer.add_callback(watch)
+        last = None if checkpoints is None else stack.enter_context(checkpoints.last())
+        if last is not None:
+            watch.restore(last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        seconds = watch.seconds
         if trainer.is_world_process_zero():
+            merge_adapters(model)
             model.save_pretrained(str(output), create_model_card=False, safe_serialization=True)
     return TrainResult(len(plan.row_SB), plan.row_SB.size, seconds, watch.curve)
-
-
-def build_student(
-    spec: TrainSpec, *, seed: int, initial: Path | None = None
-) -> SentenceTransformer:
-    """Return the student before training; only ``static`` starts from random weights.
-
-    Its prompts are saved with it, as ``query`` and ``document``. ``initial`` is the folder of one
-    that was trained before.
-    """
-    if initial is not None:
-        model = teacher.load_model(str(initial), revision=None)
-    elif spec.student == "static":
-        model = packaged.static_student(spec.dim, seed)
-    elif spec.student == "tokens":
-        model = packaged.token_student()
-    else:
-        model = teacher.load_model(spec.student, revision=spec.revision)
-    if spec.max_length is not None:
-        packaged.limit_length(model, spec.max_length)
-    if is_static(model):
-        model.to("cpu")
-    model.prompts = {"query": spec.query_prompt, "document": spec.positive_prompt}
-    model.default_prompt_name = None
-    return model
-
-
-class _Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
-    """The trainer without what a plan has no use for, keeping the loss of every step."""
-
-    rate_factor: Callable[[int], float]
-    lr_scheduler: Any
-
-    def __init__(self, **settings: Any) -> None:
-        self.step_losses: list[torch.Tensor] = []
-        super().__init__(**settings)
-        self.remove_callback(PrinterCallback)
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LambdaLR:
-        """Follow ``rate_factor``, which may begin in the middle of a longer training."""
-        if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, self.rate_factor
-            )
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def compute_loss(self, *args: Any, **settings: Any) -> Any:
-        loss = super().compute_loss(*args, **settings)
-        self.step_losses.append(loss.detach().float())
-        return loss
-
-    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """Write no model card: it samples rows and describes them at every start."""
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        # Without clipping the norm is computed for the log alone, and sparse gradients have none.
-        return grad_norm
-
-
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Tells progress, keeps the loss curve, and stops at a loss that is no number."""
-
-    def __init__(self, trainer: _Trainer, progress: Progress) -> None:
-        self.curve: list[tuple[int, float]] = []
-        self._trainer, self._progress = trainer, progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        step, steps = state.global_step, state.max_steps
-        # The loss is read now and then: reading waits for the device.
-        if step % max(1, steps // _POINTS) and step != steps:
-            return
-        losses = torch.stack(self._trainer.step_losses)
-        self._trainer.step_losses.clear()
-        # Every process sees every loss, so that all stop at the same step.
-        means = self._trainer.accelerator.reduce(losses, "mean").tolist()
-        self._check(means, first=step - len(means) + 1)
-        self.curve.append((step, float(np.mean(means))))
-        self._progress(step, steps)
-
-    @staticmethod
-    def _check(losses: Sequence[float], *, first: int) -> None:
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size:
-            raise B3Error(
-                f"the loss is {losses[bad[0]]} at step {first + bad[0]}",
-                expected="a finite number",
-                remedy="lower train.learning_rate, or set train.precision: fp32",
-            )
 
 
 def _trainer(
     model: SentenceTransformer,
     spec: TrainSpec,
+    arguments: SentenceTransformerTrainingArguments,
     *,
     pairs: Sequence[PairTable],
-    plan: BatchPlan,
-    seed: int,
-    output: Path,
-) -> _Trainer:
-    size = plan.row_SB.shape[1]
-    arguments = _arguments(model, spec, plan=plan, seed=seed, output=output)
+    slots: Slots,
+    rate_factor: Callable[[int], float],
+) -> PlanTrainer:
     processes = arguments.world_size  # known once the arguments have joined the process group
-    arguments.batch_sampler = for_trainer(
-        plan, [len(table) for table in pairs], processes=processes
-    )
-    arguments.per_device_train_batch_size = size // processes
-    loss = _loss(model, spec, rows=size // processes, gather=processes > 1)
+    rows = arguments.per_device_train_batch_size
+    common = {
+        "model": model,
+        "args": arguments,
+        "rate_factor": rate_factor,
+        "loss": _loss(model, spec, rows=rows, gather=processes > 1),
+    }
     if not is_static(model):
-        return _Trainer(model=model, args=arguments, train_dataset=row_dataset(pairs), loss=loss)
+        return PlanTrainer(**common, train_dataset=slot_dataset(slots, row_dataset(pairs)))
     _check_backend()
     model[0].embedding = SparseMean.of(model[0].embedding)
     tokenizer = model[0].tokenizer
-    return _Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_dict({"row": np.arange(sum(map(len, pairs)))}),
+    return PlanTrainer(
+        **common,
+        train_dataset=Dataset.from_dict({"slot": np.arange(len(slots))}),
         data_collator=TokenCollator(
+            slots,
             TokenTable.of(tokenizer, [part.queries for part in pairs], spec.query_prompt),
             TokenTable.of(tokenizer, [part.positives for part in pairs], spec.positive_prompt),
         ),
-        loss=loss,
         optimizers=(torch.optim.SparseAdam(model.parameters(), lr=arguments.learning_rate), None),
     )
 
 
 def _arguments(
-    model: SentenceTransformer, spec: TrainSpec, *, plan: BatchPlan, seed: int, output: Path
+    model: SentenceTransformer,
+    spec: TrainSpec,
+    *,
+    plan: BatchPlan,
+    slots: Slots,
+    seed: int,
+    output: str,
 ) -> SentenceTransformerTrainingArguments:
     static = is_static(model)
     rows = plan.row_SB.shape[1]
+    hard = [f"negative_{h}" for h in range(1, slots.negatives + 1)]
+    prompts = {
+        "query": spec.query_prompt,
+        **dict.fromkeys(["positive", *hard], spec.positive_prompt),
+    }
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(output),
+        output_dir=output,
         num_train_epochs=1,  # the sampler goes through all epochs of the plan in one pass
         learning_rate=spec.learning_rate or _rate(model, spec, rows=rows),
         optim="adamw_torch",
         max_grad_norm=0.0 if static else 1.0,
-        prompts={"query": spec.query_prompt, "positive": spec.positive_prompt},
-        bf16=spec.precision == "bf16",
+        prompts=prompts,
+        bf16=spec.precision == "bf16" and not static,
         # Where it is left out, processes on a machine without a GPU each train alone.
         use_cpu=model.device.type == "cpu",
         ddp_find_unused_parameters=False if static else None,
@@ -277,6 +210,8 @@ def _arguments(
     )
     # One process drives one device: DataParallel would multiply the batch by the GPUs it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    arguments.batch_sampler = for_trainer(plan, processes=arguments.world_size)
+    arguments.per_device_train_batch_size = rows // arguments.world_size
     return arguments
 
 
@@ -318,11 +253,16 @@ def _check_backend() -> None:
 
 def _loss(
     model: SentenceTransformer, spec: TrainSpec, *, rows: int, gather: bool
-) -> torch.nn.Module:
-    settings = {"scale": 1 / spec.temperature, "gather_across_devices": gather}
-    if rows <= _CACHED_FROM or is_static(model):
-        return MultipleNegativesRankingLoss(model, **settings)
-    return CachedMultipleNegativesRankingLoss(model, mini_batch_size=_CACHED_ROWS, **settings)
+) -> GroupedInfoNCE:
+    chunk_rows = spec.chunk_rows or (_CACHED_ROWS if rows > _CACHED_FROM else None)
+    return GroupedInfoNCE(
+        model,
+        temperature=spec.temperature,
+        gather=gather,
+        symmetric=spec.symmetric,
+        # The tokens of a static student's batch are in one row: it cannot be cut, and is small.
+        chunk_rows=None if is_static(model) else chunk_rows,
+    )
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from b3_core.batches import BatchPlan
 from b3_core.errors import InputError
 from b3_core.pairs import SCHEMA, PairTable, group_ids
-from b3_core.sampler import PlanSampler, for_trainer, row_dataset
+from b3_core.sampler import PlanSampler, for_trainer
+from b3_core.slots import row_dataset
 
 
 def make_plan(rows, datasets, epochs) -> BatchPlan:
@@ -45,7 +46,7 @@ FIRST, SECOND = [[4, 0], [8, 6], [2, 3]], [[5, 7], [1, 4]]
 
 
 def test_an_epoch_at_a_time_in_the_plans_order():
-    sampler = PlanSampler(PLAN, LENGTHS)
+    sampler = PlanSampler.of_rows(PLAN, LENGTHS)
     assert sampler.epochs == 2
     assert (list(sampler), len(sampler)) == (FIRST, 3)
     sampler.set_epoch(1)
@@ -56,13 +57,13 @@ def test_an_epoch_at_a_time_in_the_plans_order():
 
 
 def test_one_pass_yields_all_epochs_whatever_epoch_is_set():
-    sampler = PlanSampler(PLAN, LENGTHS, one_pass=True)
+    sampler = PlanSampler.of_rows(PLAN, LENGTHS, one_pass=True)
     sampler.set_epoch(1)  # Hugging Face's trainer does, through accelerate
     assert (list(sampler), len(sampler)) == (FIRST + SECOND, 5)
 
 
 def test_slices_of_a_batch_follow_one_another():
-    sampler = PlanSampler(PLAN, LENGTHS, processes=2)
+    sampler = PlanSampler.of_rows(PLAN, LENGTHS, processes=2)
     assert list(sampler) == [[4], [0], [8], [6], [2], [3]]
     assert (sampler.batch_size, len(sampler)) == (1, 6)
 
@@ -70,7 +71,7 @@ def test_slices_of_a_batch_follow_one_another():
 @pytest.mark.parametrize("epoch", [-1, 2])
 def test_an_epoch_that_is_not_there(epoch):
     with pytest.raises(InputError, match=f"no epoch {epoch} in the plan; expected 0 to 1"):
-        PlanSampler(PLAN, LENGTHS).set_epoch(epoch)
+        PlanSampler.of_rows(PLAN, LENGTHS).set_epoch(epoch)
 
 
 @pytest.mark.parametrize(
@@ -83,12 +84,60 @@ def test_an_epoch_that_is_not_there(epoch):
 )
 def test_tables_of_another_plan(lengths, message):
     with pytest.raises(InputError, match=message):
-        PlanSampler(PLAN, lengths)
+        PlanSampler.of_rows(PLAN, lengths)
 
 
 def test_batches_that_cannot_be_shared():
     with pytest.raises(InputError, match="2 rows cannot be shared equally by 3 processes"):
-        PlanSampler(PLAN, LENGTHS, processes=3)
+        PlanSampler.of_rows(PLAN, LENGTHS, processes=3)
+
+
+SLOTS = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+def test_slots_are_counted_through_all_epochs():
+    sampler = PlanSampler.of_slots(PLAN)
+    assert list(sampler) == SLOTS[:3]
+    sampler.set_epoch(1)
+    assert list(sampler) == SLOTS[3:]
+    assert list(PlanSampler.of_slots(PLAN, one_pass=True)) == SLOTS
+
+
+class TestGoingOn:
+    @pytest.mark.parametrize("one_pass", [False, True])
+    @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1)])
+    def test_any_number_of_processes_goes_on_where_others_were(self, one_pass, before, after):
+        whole = sum(PlanSampler.of_slots(PLAN, one_pass=one_pass), [])
+        for stop in range(len(whole) // 2 + 1):
+            first = PlanSampler.of_slots(PLAN, processes=before, one_pass=one_pass)
+            taken = iter(first)
+            seen = sum((next(taken) for _ in range(stop * before)), [])
+            second = PlanSampler.of_slots(PLAN, processes=after, one_pass=one_pass)
+            second.load_state_dict(first.state_dict())
+            second.set_epoch(0)  # as a loop does before every pass
+            assert len(second) == (len(whole) // 2 - stop) * after
+            assert seen + sum(second, []) == whole
+            assert sum(second, []) == whole  # the pass after it is whole
+
+    def test_the_next_epoch_begins_at_its_start(self):
+        sampler = PlanSampler.of_slots(PLAN)
+        sampler.load_state_dict({"epoch": 1, "batches": 1})
+        assert list(sampler) == SLOTS[4:]
+        sampler.load_state_dict({"epoch": 1, "batches": 1})
+        sampler.set_epoch(0)
+        assert (list(sampler), sampler.state_dict()) == (SLOTS[:3], {"epoch": 0, "batches": 3})
+
+    @pytest.mark.parametrize(
+        ("state", "message"),
+        [
+            ({"epoch": 0, "batches": 4}, "no batch 4 in the pass; expected 0 to 3"),
+            ({"epoch": 2, "batches": 0}, "no epoch 2 in the plan"),
+            ({"epoch": None, "batches": 1}, "a state of epoch None for a sampler that is at epoch"),
+        ],
+    )
+    def test_places_that_are_not_there(self, state, message):
+        with pytest.raises(InputError, match=message):
+            PlanSampler.of_slots(PLAN).load_state_dict(state)
 
 
 class TestForTrainer:
@@ -96,21 +145,20 @@ class TestForTrainer:
     SETTINGS = {"drop_last": False, "valid_label_columns": ["label"], "generator": None, "seed": 7}
 
     def test_it_is_called_as_the_trainer_calls_it(self):
-        make = for_trainer(PLAN, LENGTHS)
-        sampler = make(range(9), batch_size=2, **self.SETTINGS)
-        assert list(sampler) == FIRST + SECOND
+        sampler = for_trainer(PLAN)(range(10), batch_size=2, **self.SETTINGS)
+        assert list(sampler) == SLOTS
 
     @pytest.mark.parametrize(("size", "processes"), [(1, 1), (4, 1), (2, 2)])
     def test_another_batch_size_is_refused(self, size, processes):
-        make = for_trainer(PLAN, LENGTHS, processes=processes)
+        make = for_trainer(PLAN, processes=processes)
         with pytest.raises(
             InputError, match=rf"size is {size} a device; expected {2 // processes}"
         ):
-            make(range(9), batch_size=size, **self.SETTINGS)
+            make(range(10), batch_size=size, **self.SETTINGS)
 
     def test_another_dataset_is_refused(self):
-        with pytest.raises(InputError, match="dataset has 8 rows; expected 9"):
-            for_trainer(PLAN, LENGTHS)(range(8), batch_size=2, **self.SETTINGS)
+        with pytest.raises(InputError, match="dataset has 9 items; expected 10"):
+            for_trainer(PLAN)(range(9), batch_size=2, **self.SETTINGS)
 
 
 @settings(deadline=None)
@@ -124,7 +172,7 @@ def test_accelerate_gives_every_process_its_slice_of_every_batch(processes, epoc
     plan = make_plan(rows, [0] * len(epochs), epochs)
     shards = [
         BatchSamplerShard(
-            PlanSampler(plan, [rows.size], processes=processes, one_pass=True),
+            PlanSampler.of_rows(plan, [rows.size], processes=processes, one_pass=True),
             num_processes=processes,
             process_index=r,
             even_batches=False,
@@ -142,7 +190,7 @@ def test_rows_and_batches_meet_in_a_plain_data_loader():
         make_table("a", [(f"qa{i}", f"pa{i}") for i in range(5)]),
         make_table("b", [(f"qb{i}", f"pb{i}") for i in range(4)]),
     ]
-    sampler = PlanSampler(PLAN, [len(table) for table in pairs])
+    sampler = PlanSampler.of_rows(PLAN, [len(table) for table in pairs])
     loader = DataLoader(row_dataset(pairs), batch_sampler=sampler)
     seen = []
     for epoch in range(sampler.epochs):

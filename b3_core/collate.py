@@ -1,0 +1,38 @@
+"""Items of a plan's dataset turned into what a model takes.
+
+Legend: B rows of a batch, H hard negatives a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from b3_core.slots import Slots
+from b3_core.static import TokenTable
+
+
+@dataclass(frozen=True, eq=False)
+class TokenCollator:
+    """Turns items with a column ``slot`` into the tokens of a static model, looked up by row.
+
+    Tokenising takes longer than all the rest of a static model's training: here it is done once.
+    """
+
+    slots: Slots
+    query: TokenTable
+    positive: TokenTable
+    valid_label_columns: Sequence[str] = ()  # the trainer asks; labels are made here
+
+    def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
+        """Gather a batch under the names that sentence-transformers' own collator uses."""
+        numbers = [feature["slot"] for feature in features]
+        at_BX = self.slots.rows(numbers)
+        batch: dict[str, Any] = {"label": torch.from_numpy(self.slots.groups(numbers))}
+        own = [("query", self.query, 0), ("positive", self.positive, 0)]
+        hard = [(f"negative_{h}", self.positive, h) for h in range(1, at_BX.shape[1])]
+        for name, table, column in own + hard:
+            ids, offsets = table.bags(at_BX[:, column])
+            batch[f"{name}_input_ids"], batch[f"{name}_offsets"] = ids, offsets
+        return batch

@@ -1,0 +1,165 @@
+"""What is in each place of a plan: a row, its hard negatives, and the groups of all of them.
+
+    plan, negatives, pair tables -> Slots
+    slot numbers -> rows, groups -> texts: slot_dataset, one item a slot
+
+A *slot* is one place of one batch, counted through all epochs: slot ``s B + b`` is place b of batch
+s. A row is in a slot once an epoch, and with other hard negatives each time, so slots, not rows,
+are what a trainer's dataset is made of.
+
+Legend: S batches, B rows of a batch, X slots of all batches (X = S B), x of those asked for,
+H hard negatives a row, N rows of all tables, T tables.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from b3_core.batches import BatchPlan
+from b3_core.errors import InputError
+from b3_core.negatives import Negatives
+from b3_core.pairs import PairTable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: The group of a candidate that is nobody's negative: it fills the place of one that is lacking.
+NOBODY = -1
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Rows and groups by slot; a *position* is a row of all tables, one after another."""
+
+    position_SB: Positions
+    negative_SBH: npt.NDArray[np.int32]
+    """Rows of the batch's table, -1 where there is none."""
+    start_S: Positions
+    """Position of the first row of each batch's table."""
+    group_N: npt.NDArray[np.int32]
+    """Group of every position. Groups of different tables may share a number: a batch has one."""
+
+    @classmethod
+    def of(
+        cls,
+        plan: BatchPlan,
+        group_of: Sequence[npt.NDArray[np.int32]],
+        negatives: Negatives | None = None,
+    ) -> Self:
+        """Lay a plan's slots out over the groups of its tables' rows.
+
+        Raises
+        ------
+        InputError
+            A row lies beyond its table.
+        """
+        lengths = [len(group_N) for group_N in group_of]
+        start_T = np.concatenate([[0], np.cumsum(lengths)])[:-1].astype(np.int64)
+        none = np.empty((*plan.row_SB.shape, 0), np.int32)
+        return cls(
+            positions(plan, lengths),
+            none if negatives is None else negatives.row_SBH,
+            start_T[plan.dataset_S],
+            np.concatenate([np.zeros(0, np.int32), *group_of]),
+        )
+
+    def __len__(self) -> int:
+        return int(self.position_SB.size)
+
+    @property
+    def negatives(self) -> int:
+        """Hard negatives a row, H."""
+        return int(self.negative_SBH.shape[2])
+
+    def rows(self, slot_x: Sequence[int]) -> Positions:
+        """Return positions: int64, x (1 + H). The own row fills the place of a lacking negative."""
+        own_x, negative_xH = self._at(slot_x)
+        return np.column_stack([own_x, np.where(negative_xH < 0, own_x[:, None], negative_xH)])
+
+    def groups(self, slot_x: Sequence[int]) -> Positions:
+        """Return groups: int64, x (1 + H); ``NOBODY`` where a negative is lacking."""
+        own_x, negative_xH = self._at(slot_x)
+        group_xH = np.where(negative_xH < 0, NOBODY, self.group_N[negative_xH])
+        return np.column_stack([self.group_N[own_x], group_xH]).astype(np.int64)
+
+    def _at(self, slot_x: Sequence[int]) -> tuple[Positions, Positions]:
+        batch_x, place_x = np.divmod(np.asarray(slot_x, np.int64), self.position_SB.shape[1])
+        row_xH = self.negative_SBH[batch_x, place_x].astype(np.int64)
+        at_xH = np.where(row_xH < 0, -1, row_xH + self.start_S[batch_x][:, None])
+        return self.position_SB[batch_x, place_x], at_xH
+
+
+def positions(plan: BatchPlan, lengths: Sequence[int]) -> Positions:
+    """Turn (dataset, row) into positions in the concatenation of all tables: int64, S x B.
+
+    Raises
+    ------
+    InputError
+        There are too few tables, or a row lies beyond its table.
+    """
+    length_T = np.asarray(lengths, dtype=np.int64)
+    if plan.dataset_S.max(initial=-1) >= len(length_T):
+        raise InputError(
+            f"the plan has a dataset {plan.dataset_S.max()}, counted from 0",
+            expected=f"{len(length_T)} datasets, one for each table",
+        )
+    beyond_S = np.flatnonzero(plan.row_SB.max(axis=1, initial=-1) >= length_T[plan.dataset_S])
+    if beyond_S.size:
+        batch = beyond_S[0]
+        raise InputError(
+            f"batch {batch} of the plan has row {plan.row_SB[batch].max()} of dataset "
+            f"{plan.dataset_S[batch]}, whose table has {length_T[plan.dataset_S[batch]]} rows",
+            expected="the tables that the plan was made from",
+        )
+    start_T = np.concatenate([[0], np.cumsum(length_T[:-1])])
+    return np.asarray(plan.row_SB + start_T[plan.dataset_S][:, None], dtype=np.int64)
+
+
+def row_dataset(pairs: Sequence[PairTable]) -> "Dataset":
+    """Return every row of every table as one dataset: ``query``, ``positive``.
+
+    No text is copied. Row ``i`` of table ``t`` is at position ``i`` plus the length of the tables
+    before ``t``.
+    """
+    from datasets import Dataset  # noqa: PLC0415 - a second to import
+
+    return Dataset(pa.concat_tables([part.table.select(["query", "positive"]) for part in pairs]))
+
+
+def slot_dataset(slots: Slots, rows: "Dataset") -> "Dataset":
+    """Return a dataset with an item a slot, looked up when it is asked for.
+
+    Items have ``query``, ``positive``, ``negative_1`` to ``negative_H``, and ``label``: the groups
+    of the positive and of each negative, which :class:`b3_core.loss.GroupedInfoNCE` masks by.
+
+    Parameters
+    ----------
+    rows
+        ``query`` and ``positive`` by position; of a file on disk it is read no further than needed.
+    """
+    from datasets import Dataset  # noqa: PLC0415 - a second to import
+
+    numbers = Dataset.from_dict({"slot": np.arange(len(slots))})
+    return numbers.with_transform(_Lookup(slots, rows))
+
+
+@dataclass(frozen=True, eq=False)
+class _Lookup:
+    """Turns slot numbers into columns of texts."""
+
+    slots: Slots
+    rows: "Dataset"
+
+    def __call__(self, items: dict[str, list[int]]) -> dict[str, Any]:
+        at_xX = self.slots.rows(items["slot"])
+        own = self.rows[at_xX[:, 0].tolist()]
+        columns = {"query": own["query"], "positive": own["positive"]}
+        for number in range(1, at_xX.shape[1]):
+            columns[f"negative_{number}"] = self.rows[at_xX[:, number].tolist()]["positive"]
+        return {**columns, "label": self.slots.groups(items["slot"]).tolist()}

@@ -1,0 +1,92 @@
+"""The student: built from CONFIG, trained whole or by adapters, and saved as one plain model.
+
+packaged, folder or hub id -> model (pooling, prompts, length) -> adapters put in -> trained
+        -> adapters merged into the weights -> a folder that SentenceTransformer(folder) loads
+"""
+
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from b3_core import packaged, teacher
+from b3_core.config import LoraSpec, TrainSpec
+from b3_core.errors import InputError
+from b3_core.static import is_static
+
+
+def build_student(
+    spec: TrainSpec, *, seed: int, initial: Path | None = None
+) -> SentenceTransformer:
+    """Return the student before training; only ``static`` starts from random weights.
+
+    Its prompts are saved with it, as ``query`` and ``document``.
+
+    Parameters
+    ----------
+    initial
+        Folder of a student that was trained before, instead of ``spec.student``.
+
+    Raises
+    ------
+    InputError
+        The student cannot be loaded, or cannot be trained as CONFIG says.
+    """
+    if initial is not None:
+        model = teacher.load_model(str(initial), revision=None)
+    elif spec.student == "static":
+        model = packaged.static_student(spec.dim, seed)
+    elif spec.student == "tokens":
+        model = packaged.token_student()
+    else:
+        model = teacher.load_model(spec.student, revision=spec.revision, pooling=spec.pooling)
+    if spec.max_length is not None:
+        packaged.limit_length(model, spec.max_length)
+    if is_static(model):
+        model.to("cpu")
+    if spec.lora is not None:
+        put_in_adapters(model, spec.lora)
+    model.prompts = {"query": spec.query_prompt, "document": spec.positive_prompt}
+    model.default_prompt_name = None
+    return model
+
+
+def put_in_adapters(model: SentenceTransformer, lora: LoraSpec) -> None:
+    """Freeze a transformer's weights and put LoRA adapters beside them (arXiv 2106.09685).
+
+    Raises
+    ------
+    InputError
+        peft is not installed, the model has no layer of those names, or none at all.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise InputError(
+            "train.lora needs peft, which is not installed", remedy="run: pip install peft"
+        ) from error
+    if is_static(model):
+        raise InputError(
+            "train.lora is set, but a static student has no layers to adapt",
+            remedy="remove train.lora, or name a transformer in train.student",
+        )
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) or "all-linear",
+    )
+    try:
+        model[0].model = get_peft_model(model[0].model, config)
+    except ValueError as error:
+        raise InputError(
+            f"train.lora.targets {list(lora.targets)} fit no layer of the student",
+            expected="the last part of the names of linear layers, such as q_proj",
+            remedy="leave train.lora.targets out: all linear layers then",
+        ) from error
+
+
+def merge_adapters(model: SentenceTransformer) -> None:
+    """Add what adapters have learnt to the weights, so that the student needs nothing beside it."""
+    merge = getattr(model[0].model, "merge_and_unload", None) if not is_static(model) else None
+    if merge is not None:
+        model[0].model = merge()

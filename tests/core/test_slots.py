@@ -1,0 +1,78 @@
+"""What a slot holds: the plan's row, its negatives, and groups to mask by."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from b3_core.errors import InputError
+from b3_core.negatives import Negatives
+from b3_core.slots import NOBODY, Slots, row_dataset, slot_dataset
+from tests.core.test_sampler import PLAN, make_plan, make_table
+
+GROUPS = [np.array([0, 1, 2, 3, 0], np.int32), np.array([0, 1, 2, 3], np.int32)]
+HARD = np.array(
+    [[[1, 2], [1, 3]], [[0, 2], [2, -1]], [[0, 1], [4, 0]], [[1, 3], [-1, -1]], [[0, 2], [0, 3]]],
+    np.int32,
+)
+
+
+def test_by_hand():
+    slots = Slots.of(PLAN, GROUPS, Negatives(HARD))
+    assert (len(slots), slots.negatives) == (10, 2)
+    # Slots 2 and 3 are batch 1, of the second table: rows 3 and 1 are positions 8 and 6.
+    assert slots.rows([2, 3]).tolist() == [[8, 5, 7], [6, 7, 6]]
+    assert slots.groups([2, 3]).tolist() == [[3, 0, 2], [1, 2, NOBODY]]
+    # In the first table rows 0 and 4 are of one group.
+    assert slots.groups([0, 1, 5]).tolist() == [[0, 1, 2], [0, 1, 3], [3, 0, 0]]
+
+
+def test_without_negatives():
+    slots = Slots.of(PLAN, GROUPS)
+    assert slots.rows(range(10)).ravel().tolist() == [4, 0, 8, 6, 2, 3, 5, 7, 1, 4]
+    assert slots.groups([9]).tolist() == [[0]]
+
+
+def test_items_are_the_texts_of_the_slot():
+    pairs = [
+        make_table("a", [(f"qa{i}", f"pa{i}") for i in range(5)]),
+        make_table("b", [(f"qb{i}", f"pb{i}") for i in range(4)]),
+    ]
+    slots = Slots.of(PLAN, [table.group_N for table in pairs], Negatives(HARD))
+    items = slot_dataset(slots, row_dataset(pairs))
+    assert len(items) == 10
+    assert items[3] == {
+        "query": "qb1",
+        "positive": "pb1",
+        "negative_1": "pb2",
+        "negative_2": "pb1",  # there is none: the own row fills the place
+        "label": [1, 2, NOBODY],
+    }
+    assert list(items[[0, 1]]["query"]) == ["qa4", "qa0"]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 3), st.integers(0, 10**6)
+)
+def test_every_slot_is_looked_up_as_the_plan_has_it(lengths, hard, seed):
+    rng = np.random.default_rng(seed)
+    dataset_S = rng.integers(0, len(lengths), 6)
+    row_SB = np.array([rng.integers(0, lengths[d], 4) for d in dataset_S])
+    hard_SBH = np.array([rng.integers(-1, lengths[d], (4, hard)) for d in dataset_S], np.int32)
+    groups = [rng.integers(0, 5, length).astype(np.int32) for length in lengths]
+    plan = make_plan(row_SB, dataset_S, np.zeros(6))
+    slots = Slots.of(plan, groups, Negatives(hard_SBH))
+    start = np.cumsum([0, *lengths])
+    for slot in range(24):
+        s, b = divmod(slot, 4)
+        d, row, negatives = dataset_S[s], row_SB[s, b], hard_SBH[s, b]
+        expected = [row, *(row if n < 0 else n for n in negatives)]
+        assert slots.rows([slot])[0].tolist() == [start[d] + each for each in expected]
+        marks = [groups[d][row], *(NOBODY if n < 0 else groups[d][n] for n in negatives)]
+        assert slots.groups([slot])[0].tolist() == marks
+
+
+def test_rows_beyond_their_table():
+    with pytest.raises(InputError, match="row 4 of dataset 0, whose table has 4 rows"):
+        Slots.of(PLAN, [GROUPS[0][:4], GROUPS[1]])
