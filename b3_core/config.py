@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -28,6 +28,7 @@ DEFAULT_P: dict[str, int] = {"retrieval": 30, "grounding": 30, "vqa": 70, "class
 
 _SLIVER = 1e-6  # of an epoch: sums of fractions such as 1/3 are not exact
 
+Prompted = TypeVar("Prompted", "TeacherSpec", "TrainSpec")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -61,6 +62,15 @@ class DatasetSpec(Spec):
         None,
         description="Held-out rows, same columns; by default a share of the groups is held out.",
     )
+    query_prompt: str | None = Field(
+        None, description="Put before its queries, instead of the teacher's and the student's."
+    )
+    positive_prompt: str | None = Field(None, description="Put before its positives, likewise.")
+
+    def prompted(self, spec: Prompted) -> Prompted:
+        """Return a teacher or student with the prompts that this dataset has of its own."""
+        own = {"query_prompt": self.query_prompt, "positive_prompt": self.positive_prompt}
+        return spec.model_copy(update={k: v for k, v in own.items() if v is not None})
 
 
 Pooling = Annotated[

@@ -134,6 +134,11 @@ class Shard(DatasetStage):
     version: ClassVar[int] = teacher.VERSION
 
     @property
+    def loaded(self) -> TeacherSpec:
+        """The teacher as it is loaded: shards of other prompts share it."""
+        return self.teacher_spec.model_copy(update={"query_prompt": "", "positive_prompt": ""})
+
+    @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         return _teacher_settings(self.teacher_spec)
 
@@ -208,6 +213,7 @@ class Vectors(DatasetStage):
     def of(cls, store: ArtifactStore, ref: PairsRef, spec: TeacherSpec, shard_rows: int) -> Self:
         """Cut the dataset into shards, each named by its rows' content."""
         weights = teacher.weights_of(spec.model, spec.revision)
+        spec = ref.spec.prompted(spec)
         shards = _shards(store, Shard(ref, spec, weights, 0, 0, ""), shard_rows)
         return cls(ref, spec, weights, shards)
 
@@ -261,6 +267,7 @@ class Vectors(DatasetStage):
             max_length=train.max_length,
             precision=train.precision,
         )
+        spec = self.ref.spec.prompted(spec)
         weights = student.fingerprint
         shards = tuple(
             replace(shard, teacher_spec=spec, weights=weights, student=student)

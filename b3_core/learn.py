@@ -73,12 +73,24 @@ class Student(Stage):
         return {
             **self.train.model_dump(exclude={"student", "revision"}),
             "seed": self.manifest.seed,
+            **self._own_prompts,
             **({} if self.span == (0.0, 1.0) else {"span": list(self.span)}),
         }
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
         return {"manifest": self.manifest.address.fingerprint, "initial": self.initial}
+
+    @property
+    def prompts(self) -> list[tuple[str, str]]:
+        """What is put before each dataset's queries and positives."""
+        prompted = [ref.spec.prompted(self.train) for ref in self.manifest.refs]
+        return [(each.query_prompt, each.positive_prompt) for each in prompted]
+
+    @property
+    def _own_prompts(self) -> dict[str, Any]:
+        same = (self.train.query_prompt, self.train.positive_prompt)
+        return {"prompts": self.prompts} if set(self.prompts) != {same} else {}
 
     def checkpoints(self, store: ArtifactStore) -> Checkpoints:
         """Return where its training keeps what it has got so far."""
@@ -105,6 +117,7 @@ class Student(Stage):
                 seed=self.manifest.seed,
                 output=draft.path("model"),
                 negatives=manifest.negatives,
+                prompts=self.prompts,
                 initial=initial,
                 span=self.span,
                 checkpoints=self.checkpoints(store),
@@ -228,9 +241,10 @@ class Judge:
         artifact = store.get(ref.address)
         heldout = PairTable.load(artifact, "heldout")
         train = PairTable.load(artifact, "train")
-        query_QD = encoder.encode(heldout.queries.to_pylist(), prompt=self.train.query_prompt)
+        prompted = ref.spec.prompted(self.train)
+        query_QD = encoder.encode(heldout.queries.to_pylist(), prompt=prompted.query_prompt)
         corpus = [*train.positives.to_pylist(), *heldout.positives.to_pylist()]
-        corpus_CD = encoder.encode(corpus, prompt=self.train.positive_prompt, progress=progress)
+        corpus_CD = encoder.encode(corpus, prompt=prompted.positive_prompt, progress=progress)
         rank_Q = retrieval.rank_of_positive(
             query_QD,
             corpus_CD,

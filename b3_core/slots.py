@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from b3_core.batches import BatchPlan
 from b3_core.errors import InputError
@@ -121,15 +122,33 @@ def positions(plan: BatchPlan, lengths: Sequence[int]) -> Positions:
     return np.asarray(plan.row_SB + start_T[plan.dataset_S][:, None], dtype=np.int64)
 
 
-def row_dataset(pairs: Sequence[PairTable]) -> "Dataset":
+def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] = ()) -> "Dataset":
     """Return every row of every table as one dataset: ``query``, ``positive``.
 
-    No text is copied. Row ``i`` of table ``t`` is at position ``i`` plus the length of the tables
-    before ``t``.
+    Row ``i`` of table ``t`` is at position ``i`` plus the length of the tables before ``t``. Only
+    texts that get a prompt are copied.
+
+    Parameters
+    ----------
+    prompts
+        What to put before each table's queries and positives; nothing by default.
     """
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
-    return Dataset(pa.concat_tables([part.table.select(["query", "positive"]) for part in pairs]))
+    tables = [
+        pa.table(
+            {
+                "query": _prompted(part.queries, query),
+                "positive": _prompted(part.positives, positive),
+            }
+        )
+        for part, (query, positive) in zip(pairs, prompts or [("", "")] * len(pairs), strict=True)
+    ]
+    return Dataset(pa.concat_tables(tables))
+
+
+def _prompted(texts: pa.ChunkedArray, prompt: str) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(prompt, texts, "") if prompt else texts
 
 
 def slot_dataset(slots: Slots, rows: "Dataset") -> "Dataset":

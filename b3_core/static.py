@@ -62,7 +62,9 @@ class TokenTable:
     """Where each row begins, and at the end T: N + 1 values."""
 
     @staticmethod
-    def of(tokenizer: Tokenizer, texts: Sequence[pa.ChunkedArray], prompt: str) -> "TokenTable":
+    def of(
+        tokenizer: Tokenizer, texts: Sequence[pa.ChunkedArray], prompt: str = ""
+    ) -> "TokenTable":
         """Tokenise all texts, ``prompt`` put before each, unless that was done just now."""
         digest = hashlib.blake2b(tokenizer.to_str().encode())
         for column in texts:

@@ -85,6 +85,16 @@ def put_in_adapters(model: SentenceTransformer, lora: LoraSpec) -> None:
         ) from error
 
 
+def save_memory(model: SentenceTransformer) -> None:
+    """Have a transformer compute activations twice instead of keeping them."""
+    if is_static(model):
+        return
+    inner = model[0].model
+    enable = getattr(inner, "activation_checkpointing_enable", None)  # before transformers 5: ...
+    # Not the reentrant kind: beside adapters, what goes into a layer has no gradient.
+    (enable or inner.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def merge_adapters(model: SentenceTransformer) -> None:
     """Add what adapters have learnt to the weights, so that the student needs nothing beside it."""
     merge = getattr(model[0].model, "merge_and_unload", None) if not is_static(model) else None

@@ -37,7 +37,7 @@ from b3_core.progress import Progress, silent
 from b3_core.sampler import for_trainer
 from b3_core.slots import Slots, row_dataset, slot_dataset
 from b3_core.static import SparseMean, TokenTable, is_static
-from b3_core.student import build_student, merge_adapters
+from b3_core.student import build_student, merge_adapters, save_memory
 from b3_core.trainer import PlanTrainer, Watch
 
 VERSION = 2
@@ -72,6 +72,7 @@ def train_student(
     seed: int,
     output: Path,
     negatives: Negatives | None = None,
+    prompts: Sequence[tuple[str, str]] = (),
     initial: Path | None = None,
     span: tuple[float, float] = (0.0, 1.0),
     checkpoints: Checkpoints | None = None,
@@ -95,6 +96,8 @@ def train_student(
         Folder for ``SentenceTransformer(output)``; nothing else is written.
     negatives
         Hard negatives of every slot; none by default.
+    prompts
+        What is put before each dataset's queries and positives; what ``spec`` says, by default.
     initial
         Folder of the model to go on with, instead of ``spec.student``.
     span
@@ -117,14 +120,15 @@ def train_student(
     with _seeded(seed), _no_bars(), ExitStack() as stack:
         model = build_student(spec, seed=seed, initial=initial)
         stack.enter_context(_threads(1 if is_static(model) else torch.get_num_threads()))
-        if gradient_checkpointing and not is_static(model):
-            # Not the reentrant kind: beside adapters, what goes into a layer has no gradient.
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if gradient_checkpointing:
+            save_memory(model)
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="b3-trainer-"))
         slots = Slots.of(plan, [table.group_N for table in pairs], negatives)
-        arguments = _arguments(model, spec, plan=plan, slots=slots, seed=seed, output=scratch)
+        everywhere = [(spec.query_prompt, spec.positive_prompt)] * len(pairs)
+        rows = row_dataset(pairs, prompts or everywhere)
+        arguments = _arguments(model, spec, plan=plan, seed=seed, output=scratch)
         factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)
-        trainer = _trainer(model, spec, arguments, pairs=pairs, slots=slots, rate_factor=factor)
+        trainer = _trainer(model, spec, arguments, rows=rows, slots=slots, rate_factor=factor)
         watch = Watch(trainer, progress, checkpoints)
         trainer.add_callback(watch)
         last = None if checkpoints is None else stack.enter_context(checkpoints.last())
@@ -143,20 +147,19 @@ def _trainer(
     spec: TrainSpec,
     arguments: SentenceTransformerTrainingArguments,
     *,
-    pairs: Sequence[PairTable],
+    rows: Dataset,
     slots: Slots,
     rate_factor: Callable[[int], float],
 ) -> PlanTrainer:
-    processes = arguments.world_size  # known once the arguments have joined the process group
-    rows = arguments.per_device_train_batch_size
+    each, processes = arguments.per_device_train_batch_size, arguments.world_size
     common = {
         "model": model,
         "args": arguments,
         "rate_factor": rate_factor,
-        "loss": _loss(model, spec, rows=rows, gather=processes > 1),
+        "loss": _loss(model, spec, rows=each, gather=processes > 1),
     }
     if not is_static(model):
-        return PlanTrainer(**common, train_dataset=slot_dataset(slots, row_dataset(pairs)))
+        return PlanTrainer(**common, train_dataset=slot_dataset(slots, rows))
     _check_backend()
     model[0].embedding = SparseMean.of(model[0].embedding)
     tokenizer = model[0].tokenizer
@@ -165,8 +168,8 @@ def _trainer(
         train_dataset=Dataset.from_dict({"slot": np.arange(len(slots))}),
         data_collator=TokenCollator(
             slots,
-            TokenTable.of(tokenizer, [part.queries for part in pairs], spec.query_prompt),
-            TokenTable.of(tokenizer, [part.positives for part in pairs], spec.positive_prompt),
+            TokenTable.of(tokenizer, [rows.data["query"]]),
+            TokenTable.of(tokenizer, [rows.data["positive"]]),
         ),
         optimizers=(torch.optim.SparseAdam(model.parameters(), lr=arguments.learning_rate), None),
     )
@@ -177,24 +180,17 @@ def _arguments(
     spec: TrainSpec,
     *,
     plan: BatchPlan,
-    slots: Slots,
     seed: int,
     output: str,
 ) -> SentenceTransformerTrainingArguments:
     static = is_static(model)
     rows = plan.row_SB.shape[1]
-    hard = [f"negative_{h}" for h in range(1, slots.negatives + 1)]
-    prompts = {
-        "query": spec.query_prompt,
-        **dict.fromkeys(["positive", *hard], spec.positive_prompt),
-    }
     arguments = SentenceTransformerTrainingArguments(
         output_dir=output,
         num_train_epochs=1,  # the sampler goes through all epochs of the plan in one pass
         learning_rate=spec.learning_rate or _rate(model, spec, rows=rows),
         optim="adamw_torch",
         max_grad_norm=0.0 if static else 1.0,
-        prompts=prompts,
         bf16=spec.precision == "bf16" and not static,
         # Where it is left out, processes on a machine without a GPU each train alone.
         use_cpu=model.device.type == "cpu",
@@ -210,6 +206,7 @@ def _arguments(
     )
     # One process drives one device: DataParallel would multiply the batch by the GPUs it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    # The number of processes is known once the arguments have joined the process group.
     arguments.batch_sampler = for_trainer(plan, processes=arguments.world_size)
     arguments.per_device_train_batch_size = rows // arguments.world_size
     return arguments

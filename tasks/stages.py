@@ -62,7 +62,7 @@ def mine_dataset(stages: list[Stage], session: RaySession, root: str, *, dataset
 )
 def embed_shard(shard: Shard, session: RaySession, root: str) -> None:
     """Have a warm teacher embed one shard."""
-    session.pool(ShardWorker, shard.teacher_spec, root, shard.student).call("run", shard)
+    session.pool(ShardWorker, shard.loaded, root, shard.student).call("run", shard)
 
 
 @task(name="verify", cache_policy=NO_CACHE)

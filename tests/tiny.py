@@ -7,15 +7,19 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from transformers import (
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Model,
+    Qwen2Tokenizer,
     set_seed,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 
 def tokenizer(texts) -> PreTrainedTokenizerFast:
@@ -28,11 +32,19 @@ def tokenizer(texts) -> PreTrainedTokenizerFast:
     )
 
 
-def save(model, texts, folder: Path, pooling: str) -> Path:
+def byte_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's own class, a token a byte: with another it would not be loaded as what it is."""
+    vocabulary = {byte: number for number, byte in enumerate(sorted(ByteLevel.alphabet()), 1)}
+    return Qwen2Tokenizer(
+        vocab={"<|endoftext|>": 0, **vocabulary}, merges=[], pad_token="<|endoftext|>"
+    )
+
+
+def save(model, tokens, folder: Path, pooling: str) -> Path:
     """Save a transformer and its tokenizer as a sentence-transformers model."""
     plain = folder / "plain"
     model.save_pretrained(plain)
-    tokenizer(texts).save_pretrained(plain)
+    tokens.save_pretrained(plain)
     module = Transformer(str(plain))
     pooled = Pooling(module.get_embedding_dimension(), pooling)
     SentenceTransformer(modules=[module, pooled], device="cpu").save_pretrained(
@@ -54,7 +66,33 @@ def bert(texts, folder: Path, *, dropout: float = 0.1) -> Path:
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
         )
-        return save(BertModel(config), texts, folder, "mean")
+        return save(BertModel(config), tokenizer(texts), folder, "mean")
+
+
+def clip(texts, folder: Path) -> Path:
+    """A CLIP whose texts are embedded by its text tower and projection."""
+    with torch.random.fork_rng():
+        set_seed(0)
+        tower = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+        ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+        config = CLIPConfig(
+            text_config={
+                **tower,
+                **ends,
+                "vocab_size": len(tokenizer(texts)),
+                "num_hidden_layers": 2,
+                "max_position_embeddings": 32,
+            },
+            vision_config={**tower, "num_hidden_layers": 1, "image_size": 16, "patch_size": 8},
+            projection_dim=8,
+        )
+        plain = folder / "plain"
+        CLIPModel(config).save_pretrained(plain)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    ).save_pretrained(plain)
+    tokenizer(texts).save_pretrained(plain)
+    return plain
 
 
 def qwen2(texts, folder: Path) -> Path:
@@ -62,13 +100,13 @@ def qwen2(texts, folder: Path) -> Path:
     with torch.random.fork_rng():
         set_seed(0)
         config = Qwen2Config(
-            vocab_size=len(tokenizer(texts)),
+            vocab_size=257,
             hidden_size=16,
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=1,
             intermediate_size=32,
-            max_position_embeddings=32,
+            max_position_embeddings=64,
             pad_token_id=0,
         )
-        return save(Qwen2Model(config), texts, folder, "mean")
+        return save(Qwen2Model(config), byte_tokenizer(), folder, "mean")

@@ -1,5 +1,10 @@
 """The loss against a float64 oracle, the library's own loss, and itself cut into chunks."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +18,7 @@ from torch import nn
 
 from b3_core.loss import GroupedInfoNCE
 from b3_core.slots import NOBODY
+from tests.conftest import free_port
 
 TEMPERATURE = 0.1
 
@@ -20,9 +26,9 @@ TEMPERATURE = 0.1
 class Layer(nn.Module):
     """A model of one layer and dropout, as the losses call it."""
 
-    def __init__(self, width=6, dropout=0.0):
+    def __init__(self, width=6, dropout=0.0, dtype=torch.float64):
         super().__init__()
-        self.layer = nn.Linear(width, 5).double()
+        self.layer = nn.Linear(width, 5, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
 
     def __getitem__(self, place):
@@ -156,3 +162,58 @@ def test_groups_of_another_shape_are_refused():
     loss = GroupedInfoNCE(Layer(), temperature=TEMPERATURE)
     with pytest.raises(ValueError, match=r"shape \(7, 2\), but vectors of 7 rows and 3 columns"):
         loss(features, groups[:, :2])
+
+
+def rank_gradients(rank, world, *, symmetric, chunk):
+    """What one process of several computes of its slice of the batch, in float32."""
+    torch.manual_seed(0)
+    model = Layer(dtype=torch.float32)
+    features, groups = draw(9, rows=12)
+    own = slice(rank * 12 // world, (rank + 1) * 12 // world)
+    features = [{"input_ids": part["input_ids"][own].float()} for part in features]
+    wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    loss = GroupedInfoNCE(
+        wrapped,
+        temperature=TEMPERATURE,
+        gather=world > 1,
+        symmetric=symmetric,
+        chunk_rows=chunk,
+    )
+    total = loss(features, groups[own])
+    total.backward()
+    mean = total.detach().clone()
+    if world > 1:
+        torch.distributed.all_reduce(mean)
+    return mean.item() / world, model.layer.weight.grad.flatten().tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(("symmetric", "chunk"), [(False, None), (True, None), (True, 2)])
+def test_several_processes_have_the_gradient_of_one(world, symmetric, chunk):
+    code = (
+        "import torch; from tests.core import test_loss as t; "
+        "torch.set_num_threads(1); torch.distributed.init_process_group('gloo'); "
+        "import json; print(json.dumps(t.rank_gradients(torch.distributed.get_rank(), "
+        f"{world}, symmetric={symmetric}, chunk={chunk}))); "
+        "torch.distributed.destroy_process_group()"
+    )
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **group, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    outcomes = [process.communicate(timeout=250) for process in running]
+    loss, gradient = rank_gradients(0, 1, symmetric=symmetric, chunk=None)
+    for out, err in outcomes:
+        assert out, err
+        total, theirs = json.loads(out)
+        assert total == pytest.approx(loss, rel=1e-5)
+        error = np.linalg.norm(np.subtract(theirs, gradient)) / np.linalg.norm(gradient)
+        assert error < 1e-5
