@@ -23,6 +23,8 @@ class TokenCollator:
     slots: Slots
     query: TokenTable
     positive: TokenTable
+    negative: TokenTable | None = None
+    """Of the hard negatives that rows came with."""
     valid_label_columns: Sequence[str] = ()  # the trainer asks; labels are made here
 
     def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
@@ -31,6 +33,8 @@ class TokenCollator:
         at_BX = self.slots.rows(numbers)
         batch: dict[str, Any] = {"label": torch.from_numpy(self.slots.groups(numbers))}
         own = [("query", self.query, 0), ("positive", self.positive, 0)]
+        if self.negative is not None:
+            own.append(("negative", self.negative, 0))
         hard = [(f"negative_{h}", self.positive, h) for h in range(1, at_BX.shape[1])]
         for name, table, column in own + hard:
             ids, offsets = table.bags(at_BX[:, column])

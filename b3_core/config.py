@@ -50,6 +50,11 @@ class DatasetSpec(Spec):
         description="Column whose equal values mark rows that are positives of one another; "
         "by default rows with the same positive text form a group.",
     )
+    negative: str | None = Field(
+        None,
+        description="Column of a hard negative's text for each row (triplets): trained on beside "
+        "what is mined, and a negative of every query of the batch.",
+    )
     task: Task = Field(
         "retrieval",
         description="Sets the default of mining.p; for classification, whose positives are label "
@@ -383,6 +388,10 @@ class ComputeSpec(Spec):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: half the memory."
     )
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="Where else losses go; keys come from each service's own environment."
+    )
+    log_dir: str = Field("b3-logs", description="Folder of TensorBoard's files, a run a folder.")
 
 
 class ArmSpec(Spec):
@@ -564,9 +573,11 @@ def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
         for d in spec.datasets
     ]
     store = spec.store.model_copy(update={"root": absolute_uri(spec.store.root, base)})
+    log_dir = absolute_uri(spec.compute.log_dir, base)
     return spec.model_copy(
         update={
             "datasets": tuple(datasets),
+            "compute": spec.compute.model_copy(update={"log_dir": log_dir}),
             "store": store,
             "teacher": spec.teacher.model_copy(update={"model": _model(spec.teacher.model, base)}),
             "train": spec.train.model_copy(update={"student": _model(spec.train.student, base)}),

@@ -53,6 +53,8 @@ class Pairs(Stage):
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         columns = self.spec.model_dump(include={"query", "positive", "group"})
+        if self.spec.negative is not None:
+            columns["negative"] = self.spec.negative
         return {**columns, **self.evaluate.model_dump(), "own_eval": self.spec.eval_uri is not None}
 
     @property

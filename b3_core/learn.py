@@ -121,7 +121,8 @@ class Student(Stage):
                 initial=initial,
                 span=self.span,
                 checkpoints=self.checkpoints(store),
-                gradient_checkpointing=self.compute.gradient_checkpointing,
+                compute=self.compute,
+                run=f"{self.dataset}-{self.address.fingerprint}",
                 progress=progress,
             )
         draft.write_json("loss.json", [list(point) for point in result.loss])

@@ -46,12 +46,19 @@ VERSION = 1
 SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),  # position in the source: files in sorted order, then rows
-        ("key", pa.string()),  # hex blake2b-128 of query \0 positive \0 group-column value
+        ("key", pa.string()),  # hex blake2b-128 of query \0 positive \0 group-column value, and
+        # \0 negative where rows came with one
         ("query", pa.string()),
         ("positive", pa.string()),
         ("group", pa.int32()),
     ]
 )
+
+
+#: What triplets have besides: a hard negative's text; and the group whose positive that is, or a
+#: number beyond all groups, the same for the same text.
+GIVEN = pa.schema([("negative", pa.string()), ("negative_group", pa.int32())])
+_TRIPLETS = pa.schema([*SCHEMA, *GIVEN])
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +68,17 @@ class PairTable:
     Raises
     ------
     ValueError
-        The columns are not ``SCHEMA``, a value is null, or a positive text is in two groups.
+        The columns are not ``SCHEMA``, with ``GIVEN`` or without; a value is null; or a positive
+        text is in two groups.
     """
 
     dataset: str
     table: pa.Table
 
     def __post_init__(self) -> None:
-        if not self.table.schema.equals(SCHEMA):
-            raise ValueError(f"columns {self.table.schema} are not {SCHEMA}")
+        schema = _TRIPLETS if self.has_negatives else SCHEMA
+        if not self.table.schema.equals(schema):
+            raise ValueError(f"columns {self.table.schema} are not {schema}")
         if any(column.null_count for column in self.table.columns):
             raise ValueError("a pair table holds nulls")
         _check_groups(self.table)
@@ -86,6 +95,22 @@ class PairTable:
     def positives(self) -> pa.ChunkedArray:
         """Positive texts, N."""
         return self.table["positive"]
+
+    @property
+    def has_negatives(self) -> bool:
+        """Say whether rows came with hard negatives."""
+        return "negative" in self.table.column_names
+
+    @property
+    def negatives(self) -> pa.ChunkedArray:
+        """Texts of the hard negatives that rows came with, N; KeyError where they did not."""
+        return self.table["negative"]
+
+    @cached_property
+    def negative_group_N(self) -> npt.NDArray[np.int32]:
+        """Group of every row's own hard negative: int32, N; KeyError where there is none."""
+        group_N: npt.NDArray[np.int32] = self.table["negative_group"].to_numpy()
+        return group_N
 
     @cached_property
     def group_N(self) -> npt.NDArray[np.int32]:
@@ -225,11 +250,14 @@ def read_split(dataset: DatasetSpec, evaluate: EvalSpec) -> Split:
     else:
         train = rows
         heldout = _cap(_read_rows(dataset, dataset.eval_uri), evaluate.max_queries)
-    group_N = _groups(pa.concat_tables([train, heldout]))
+    rows = pa.concat_tables([train, heldout])
+    group_N = _groups(rows)
     _check_contrast(group_N[: len(train)], dataset.uri)
+    pairs = _pair_table(rows, group_N)
     return Split(
-        _pair_table(dataset.name, train, group_N[: len(train)]),
-        _pair_table(dataset.name, heldout, group_N[len(train) :]),
+        # One chunk, so that how the source was cut shows nowhere in what is saved.
+        PairTable(dataset.name, pairs[: len(train)].combine_chunks()),
+        PairTable(dataset.name, pairs[len(train) :].combine_chunks()),
     )
 
 
@@ -265,10 +293,12 @@ def group_ids(
 
 
 def _read_rows(dataset: DatasetSpec, uri: str) -> pa.Table:
-    """Return columns row_id, key, query, positive and, where the dataset has one, group (text)."""
-    columns = {"query": dataset.query, "positive": dataset.positive}
-    if dataset.group is not None:
-        columns["group"] = dataset.group
+    """Return columns row_id, key, query, positive and, where there are, group (text), negative."""
+    columns = {
+        role: column
+        for role in ("query", "positive", "group", "negative")
+        if (column := getattr(dataset, role)) is not None
+    }
     table = read_texts(uri, columns)
     keys = pa.chunked_array([_keys(batch) for batch in table.to_batches()], pa.string())
     table = table.add_column(0, "key", keys)
@@ -276,9 +306,18 @@ def _read_rows(dataset: DatasetSpec, uri: str) -> pa.Table:
 
 
 def _keys(batch: pa.RecordBatch) -> pa.Array:
-    texts = [column.cast(pa.binary()).to_pylist() for column in batch.columns]
-    if len(texts) == 2:
-        texts.append([b""] * len(batch))
+    names = [
+        "query",
+        "positive",
+        "group",
+        *(["negative"] if "negative" in batch.schema.names else []),
+    ]
+    texts = [
+        batch[name].cast(pa.binary()).to_pylist()
+        if name in batch.schema.names
+        else [b""] * len(batch)
+        for name in names
+    ]
     return pa.array([_blake2b(b"\0".join(row)) for row in zip(*texts, strict=True)], pa.string())
 
 
@@ -332,11 +371,27 @@ def _check_contrast(group_N: npt.NDArray[np.int32], uri: str) -> None:
         )
 
 
-def _pair_table(dataset: str, rows: pa.Table, group_N: npt.NDArray[np.int32]) -> PairTable:
-    columns = [rows[name] for name in SCHEMA.names[:-1]]
-    table = pa.table([*columns, pa.array(group_N)], schema=SCHEMA)
-    # One chunk, so that how the source was cut shows nowhere in what is saved.
-    return PairTable(dataset, table.combine_chunks())
+def _pair_table(rows: pa.Table, group_N: npt.NDArray[np.int32]) -> pa.Table:
+    columns = [*(rows[name] for name in SCHEMA.names[:-1]), pa.array(group_N)]
+    if "negative" not in rows.column_names:
+        return pa.table(columns, schema=SCHEMA)
+    own_N = _negative_groups(rows["positive"], group_N, rows["negative"])
+    return pa.table([*columns, rows["negative"], pa.array(own_N)], schema=_TRIPLETS)
+
+
+def _negative_groups(
+    positive_N: pa.ChunkedArray, group_N: npt.NDArray[np.int32], negative_N: pa.ChunkedArray
+) -> npt.NDArray[np.int32]:
+    """Return the group that each negative is a positive of, or a number beyond all groups."""
+    rows = len(group_N)
+    code_X = _codes(pa.chunked_array([*positive_N.chunks, *negative_N.chunks], pa.string()))
+    known = code_X[:rows].max(initial=-1) + 1  # positives come first, and have the first codes
+    group_of = np.empty(known, np.int32)
+    group_of[code_X[:rows]] = group_N
+    fresh = group_N.max(initial=-1) + 1 - known
+    code_N = code_X[rows:]
+    named_N = np.where(code_N < known, group_of[np.minimum(code_N, known - 1)], code_N + fresh)
+    return np.asarray(named_N, np.int32)
 
 
 def _check_groups(table: pa.Table) -> None:

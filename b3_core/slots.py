@@ -45,6 +45,8 @@ class Slots:
     """Position of the first row of each batch's table."""
     group_N: npt.NDArray[np.int32]
     """Group of every position. Groups of different tables may share a number: a batch has one."""
+    given_N: npt.NDArray[np.int32] | None = None
+    """Group of the hard negative that every position came with; None where none did."""
 
     @classmethod
     def of(
@@ -52,8 +54,15 @@ class Slots:
         plan: BatchPlan,
         group_of: Sequence[npt.NDArray[np.int32]],
         negatives: Negatives | None = None,
+        *,
+        given_of: Sequence[npt.NDArray[np.int32] | None] = (),
     ) -> Self:
         """Lay a plan's slots out over the groups of its tables' rows.
+
+        Parameters
+        ----------
+        given_of
+            Groups of the negatives that each table's rows came with; None where they did not.
 
         Raises
         ------
@@ -68,14 +77,23 @@ class Slots:
             none if negatives is None else negatives.row_SBH,
             start_T[plan.dataset_S],
             np.concatenate([np.zeros(0, np.int32), *group_of]),
+            _given(given_of, lengths),
         )
+
+    @classmethod
+    def of_pairs(
+        cls, plan: BatchPlan, pairs: Sequence[PairTable], negatives: Negatives | None = None
+    ) -> Self:
+        """Lay a plan's slots out over its tables."""
+        given_of = [table.negative_group_N if table.has_negatives else None for table in pairs]
+        return cls.of(plan, [table.group_N for table in pairs], negatives, given_of=given_of)
 
     def __len__(self) -> int:
         return int(self.position_SB.size)
 
     @property
     def negatives(self) -> int:
-        """Hard negatives a row, H."""
+        """Mined hard negatives a row, H."""
         return int(self.negative_SBH.shape[2])
 
     def rows(self, slot_x: Sequence[int]) -> Positions:
@@ -84,10 +102,17 @@ class Slots:
         return np.column_stack([own_x, np.where(negative_xH < 0, own_x[:, None], negative_xH)])
 
     def groups(self, slot_x: Sequence[int]) -> Positions:
-        """Return groups: int64, x (1 + H); ``NOBODY`` where a negative is lacking."""
+        """Return groups: of the row, of the negative it came with if any did, of mined ones.
+
+        Returns
+        -------
+        ndarray
+            int64, x (1 + H) or x (2 + H); ``NOBODY`` where a negative is lacking.
+        """
         own_x, negative_xH = self._at(slot_x)
         group_xH = np.where(negative_xH < 0, NOBODY, self.group_N[negative_xH])
-        return np.column_stack([self.group_N[own_x], group_xH]).astype(np.int64)
+        given = [] if self.given_N is None else [self.given_N[own_x]]
+        return np.column_stack([self.group_N[own_x], *given, group_xH]).astype(np.int64)
 
     def _at(self, slot_x: Sequence[int]) -> tuple[Positions, Positions]:
         batch_x, place_x = np.divmod(np.asarray(slot_x, np.int64), self.position_SB.shape[1])
@@ -123,7 +148,9 @@ def positions(plan: BatchPlan, lengths: Sequence[int]) -> Positions:
 
 
 def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] = ()) -> "Dataset":
-    """Return every row of every table as one dataset: ``query``, ``positive``.
+    """Return every row of every table as one dataset: ``query``, ``positive``, ``negative``.
+
+    The last is there if a table's rows came with hard negatives, and is blank for those of others.
 
     Row ``i`` of table ``t`` is at position ``i`` plus the length of the tables before ``t``. Only
     texts that get a prompt are copied.
@@ -135,16 +162,33 @@ def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] =
     """
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
-    tables = [
-        pa.table(
-            {
-                "query": _prompted(part.queries, query),
-                "positive": _prompted(part.positives, positive),
-            }
-        )
-        for part, (query, positive) in zip(pairs, prompts or [("", "")] * len(pairs), strict=True)
-    ]
+    given = any(part.has_negatives for part in pairs)
+    tables = []
+    for part, (query, positive) in zip(pairs, prompts or [("", "")] * len(pairs), strict=True):
+        columns = {
+            "query": _prompted(part.queries, query),
+            "positive": _prompted(part.positives, positive),
+        }
+        if given:
+            none = pa.chunked_array([pa.repeat("", len(part))])
+            columns["negative"] = _prompted(
+                part.negatives if part.has_negatives else none, positive
+            )
+        tables.append(pa.table(columns))
     return Dataset(pa.concat_tables(tables))
+
+
+def _given(
+    given_of: Sequence[npt.NDArray[np.int32] | None], lengths: Sequence[int]
+) -> npt.NDArray[np.int32] | None:
+    if all(given_N is None for given_N in given_of):
+        return None
+    return np.concatenate(
+        [
+            np.full(length, NOBODY, np.int32) if given_N is None else given_N
+            for given_N, length in zip(given_of, lengths, strict=True)
+        ]
+    )
 
 
 def _prompted(texts: pa.ChunkedArray, prompt: str) -> pa.ChunkedArray:
@@ -154,13 +198,14 @@ def _prompted(texts: pa.ChunkedArray, prompt: str) -> pa.ChunkedArray:
 def slot_dataset(slots: Slots, rows: "Dataset") -> "Dataset":
     """Return a dataset with an item a slot, looked up when it is asked for.
 
-    Items have ``query``, ``positive``, ``negative_1`` to ``negative_H``, and ``label``: the groups
-    of the positive and of each negative, which :class:`b3_core.loss.GroupedInfoNCE` masks by.
+    Items have ``query``, ``positive``; ``negative`` if rows came with one; the mined ones from
+    ``negative_1`` to ``negative_H``; and ``label``: the groups of the positive and of all of these,
+    which :class:`b3_core.loss.GroupedInfoNCE` masks by.
 
     Parameters
     ----------
     rows
-        ``query`` and ``positive`` by position; of a file on disk it is read no further than needed.
+        Texts by position; of a file on disk no more is read than is needed.
     """
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
@@ -178,7 +223,7 @@ class _Lookup:
     def __call__(self, items: dict[str, list[int]]) -> dict[str, Any]:
         at_xX = self.slots.rows(items["slot"])
         own = self.rows[at_xX[:, 0].tolist()]
-        columns = {"query": own["query"], "positive": own["positive"]}
+        columns = {name: own[name] for name in ("query", "positive", "negative") if name in own}
         for number in range(1, at_xX.shape[1]):
             columns[f"negative_{number}"] = self.rows[at_xX[:, number].tolist()]["positive"]
         return {**columns, "label": self.slots.groups(items["slot"]).tolist()}

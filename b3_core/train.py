@@ -28,8 +28,9 @@ from transformers.utils import logging as transformers_logging
 from b3_core.batches import BatchPlan
 from b3_core.checkpoints import Checkpoints
 from b3_core.collate import TokenCollator
-from b3_core.config import TrainSpec
+from b3_core.config import ComputeSpec, TrainSpec
 from b3_core.errors import InputError
+from b3_core.loggers import loggers
 from b3_core.loss import GroupedInfoNCE
 from b3_core.negatives import Negatives
 from b3_core.pairs import PairTable
@@ -38,7 +39,7 @@ from b3_core.sampler import for_trainer
 from b3_core.slots import Slots, row_dataset, slot_dataset
 from b3_core.static import SparseMean, TokenTable, is_static
 from b3_core.student import build_student, merge_adapters, save_memory
-from b3_core.trainer import PlanTrainer, Watch
+from b3_core.trainer import POINTS, PlanTrainer, Watch
 
 VERSION = 2
 
@@ -76,7 +77,8 @@ def train_student(
     initial: Path | None = None,
     span: tuple[float, float] = (0.0, 1.0),
     checkpoints: Checkpoints | None = None,
-    gradient_checkpointing: bool = False,
+    compute: ComputeSpec | None = None,
+    run: str = "student",
     progress: Progress = silent,
 ) -> TrainResult:
     """Train on every batch of the plan, in its order, and save the model into ``output``.
@@ -105,8 +107,10 @@ def train_student(
         the part before it ended. The optimizer's moments begin anew.
     checkpoints
         Where to keep checkpoints, and to look for one to go on from.
-    gradient_checkpointing
-        Compute activations twice instead of keeping them.
+    compute
+        Whether to keep activations, and where else losses go.
+    run
+        What the run is called there.
     progress
         Told the steps done.
 
@@ -120,10 +124,11 @@ def train_student(
     with _seeded(seed), _no_bars(), ExitStack() as stack:
         model = build_student(spec, seed=seed, initial=initial)
         stack.enter_context(_threads(1 if is_static(model) else torch.get_num_threads()))
-        if gradient_checkpointing:
+        compute = compute or ComputeSpec()
+        if compute.gradient_checkpointing:
             save_memory(model)
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="b3-trainer-"))
-        slots = Slots.of(plan, [table.group_N for table in pairs], negatives)
+        slots = Slots.of_pairs(plan, pairs, negatives)
         everywhere = [(spec.query_prompt, spec.positive_prompt)] * len(pairs)
         rows = row_dataset(pairs, prompts or everywhere)
         arguments = _arguments(model, spec, plan=plan, seed=seed, output=scratch)
@@ -131,6 +136,9 @@ def train_student(
         trainer = _trainer(model, spec, arguments, rows=rows, slots=slots, rate_factor=factor)
         watch = Watch(trainer, progress, checkpoints)
         trainer.add_callback(watch)
+        if trainer.is_world_process_zero():
+            for logger in loggers(compute, run):
+                trainer.add_callback(logger)
         last = None if checkpoints is None else stack.enter_context(checkpoints.last())
         if last is not None:
             watch.restore(last)
@@ -170,6 +178,9 @@ def _trainer(
             slots,
             TokenTable.of(tokenizer, [rows.data["query"]]),
             TokenTable.of(tokenizer, [rows.data["positive"]]),
+            TokenTable.of(tokenizer, [rows.data["negative"]])
+            if "negative" in rows.column_names
+            else None,
         ),
         optimizers=(torch.optim.SparseAdam(model.parameters(), lr=arguments.learning_rate), None),
     )
@@ -198,7 +209,8 @@ def _arguments(
         dataloader_drop_last=True,  # a plan's batches are all full
         dataloader_pin_memory=False,
         seed=seed,
-        logging_strategy="no",
+        logging_strategy="steps",
+        logging_steps=max(1, len(plan.row_SB) // POINTS),
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",

@@ -21,7 +21,7 @@ from b3_core.checkpoints import Checkpoints
 from b3_core.errors import B3Error, CorruptArtifactError
 from b3_core.progress import Progress
 
-_POINTS = 50  # of the loss curve
+POINTS = 50  # of the loss curve
 _TRAINED, _RANDOM, _CURVE = "trained.safetensors", "random.safetensors", "curve.json"
 
 
@@ -152,7 +152,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Note the losses now and then: reading them waits for the device."""
         step, steps = state.global_step, state.max_steps
-        if step % max(1, steps // _POINTS) == 0 or step == steps:
+        if step % max(1, steps // POINTS) == 0 or step == steps:
             losses = torch.stack(self._trainer.step_losses)
             self._trainer.step_losses.clear()
             means = self._trainer.accelerator.reduce(losses, "mean").tolist()

@@ -92,6 +92,29 @@ def test_group_column_by_hand(tmp_path: Path) -> None:
     assert split.train.table["key"][0].as_py() == key("p0", "O", "8")
 
 
+def test_triplets_by_hand(tmp_path: Path) -> None:
+    rows = [("q0", "A", "B"), ("q1", "B", "X"), ("q2", "C", "Y"), ("q3", "A", "X")]
+    columns = dict(zip("qan", (list(c) for c in zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"q": ["q4"], "a": ["D"], "n": ["A"]}), tmp_path / "y.parquet")
+    split = read_split(
+        spec(str(tmp_path / "x.parquet"), negative="n", eval_uri=str(tmp_path / "y.parquet")),
+        EvalSpec(),
+    )
+    assert split.train.group_N.tolist() == [0, 1, 2, 0]
+    assert split.train.negatives.to_pylist() == ["B", "X", "Y", "X"]
+    # B is the positive of group 1; X and Y are no row's, and get numbers beyond D's 3.
+    assert split.train.negative_group_N.tolist() == [1, 4, 5, 4]
+    assert split.heldout.negative_group_N.tolist() == [0]
+    assert split.train.table["key"][0].as_py() == key("q0", "A", "", "B")
+
+
+def test_a_pair_is_no_triplet(tmp_path: Path) -> None:
+    uri = write(tmp_path / "x.parquet", numbered(30))
+    train = read_split(spec(uri), EvalSpec()).train
+    assert not train.has_negatives and train.table.schema.equals(SCHEMA)
+
+
 def test_held_out_rows_never_appear_in_train(tmp_path: Path) -> None:
     uri = write(tmp_path / "x.parquet", numbered(300, per_group=3))
     split = read_split(spec(uri), EvalSpec(holdout=0.2))

@@ -1,12 +1,14 @@
 """What a slot holds: the plan's row, its negatives, and groups to mask by."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from b3_core.errors import InputError
 from b3_core.negatives import Negatives
+from b3_core.pairs import GIVEN, PairTable
 from b3_core.slots import NOBODY, Slots, row_dataset, slot_dataset
 from tests.core.test_sampler import PLAN, make_plan, make_table
 
@@ -49,6 +51,34 @@ def test_items_are_the_texts_of_the_slot():
         "label": [1, 2, NOBODY],
     }
     assert list(items[[0, 1]]["query"]) == ["qa4", "qa0"]
+
+
+def triplets(name, rows):
+    """A table whose rows came with hard negatives: (query, positive, negative, its group)."""
+    plain = make_table(name, [(query, positive) for query, positive, *_ in rows]).table
+    given = [pa.array([row[2] for row in rows]), pa.array([row[3] for row in rows], pa.int32())]
+    for field, column in zip(GIVEN, given, strict=True):
+        plain = plain.append_column(field, column)
+    return PairTable(name, plain)
+
+
+def test_the_negatives_that_rows_came_with_are_first_and_blank_where_there_are_none():
+    pairs = [
+        triplets("a", [(f"qa{i}", f"pa{i}", f"na{i}", 9 - i) for i in range(5)]),
+        make_table("b", [(f"qb{i}", f"pb{i}") for i in range(4)]),
+    ]
+    slots = Slots.of_pairs(PLAN, pairs, Negatives(HARD))
+    items = slot_dataset(slots, row_dataset(pairs, [("", "is: "), ("", "")]))
+    assert items[0] == {
+        "query": "qa4",
+        "positive": "is: pa4",
+        "negative": "is: na4",
+        "negative_1": "is: pa1",
+        "negative_2": "is: pa2",
+        "label": [4, 5, 1, 2],
+    }
+    assert items[2]["negative"] == ""
+    assert items[2]["label"] == [3, NOBODY, 0, 2]
 
 
 @settings(deadline=None)

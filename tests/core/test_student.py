@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 
 from b3_core import teacher, train
 from b3_core.checkpoints import Checkpoints
-from b3_core.config import LoraSpec, TeacherSpec, TrainSpec
+from b3_core.config import ComputeSpec, LoraSpec, TeacherSpec, TrainSpec
 from b3_core.errors import InputError
 from b3_core.negatives import Negatives
 from b3_core.store import ArtifactStore
@@ -16,6 +16,8 @@ from b3_core.student import build_student, merge_adapters
 from tests import tiny
 from tests.core.test_loss import oracle
 from tests.core.test_resume import STUDENT, Stopped
+from tests.core.test_sampler import make_plan
+from tests.core.test_slots import triplets
 from tests.core.test_train import PAIRS, PLAN, TEXTS
 
 WORDS = [text for pair in TEXTS for text in pair] + ["find:", "label:", "it", "is"]
@@ -38,7 +40,7 @@ def run(spec, output, **settings):
 def test_a_student_is_trained_and_loads_as_any_model_does(architecture, lora, models, tmp_path):
     folder = models[architecture]
     spec = TrainSpec(student=str(folder), learning_rate=1e-2, lora=lora)
-    result = run(spec, tmp_path / "model", gradient_checkpointing=True)
+    result = run(spec, tmp_path / "model", compute=ComputeSpec(gradient_checkpointing=True))
     assert np.isfinite([loss for _, loss in result.loss]).all()
     before = teacher.load_model(str(folder), device="cpu").encode(WORDS[:4])
     student = SentenceTransformer(str(tmp_path / "model"), device="cpu", local_files_only=True)
@@ -131,6 +133,23 @@ def test_hard_negatives_and_groups_are_in_the_loss(kind, models, tmp_path):
     assert result.loss[0][1] == pytest.approx(expected, rel=1e-5)
     unmasked = oracle(exact, np.arange(groups.size).reshape(groups.shape))
     assert result.loss[0][1] != pytest.approx(unmasked, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["static", "qwen2"])
+def test_triplets_are_in_the_loss(kind, models, tmp_path):
+    """Each row's own negative is a candidate of all of them, but for rows whose positive it is."""
+    rows = [(*pair, TEXTS[i + 1][1], i + 1) for i, pair in enumerate(TEXTS[:20])]
+    pairs = [triplets("a", rows), PAIRS[1]]
+    batch = int(np.flatnonzero(PLAN.dataset_S == 0)[0])
+    plan = make_plan(PLAN.row_SB[[batch]], [0], [0])
+    spec = TrainSpec(student=str(models.get(kind, kind)), dim=16, temperature=0.1)
+    result = train.train_student(pairs, plan, spec, seed=5, output=tmp_path)
+    chosen = [rows[row] for row in plan.row_SB[0]]
+    model = build_student(spec, seed=5)
+    vectors = [model.encode(list(texts)) for texts in list(zip(*chosen, strict=True))[:3]]
+    groups = np.column_stack([plan.row_SB[0], [row[3] for row in chosen]])
+    expected = oracle([part.astype(np.float64) for part in vectors], groups)
+    assert result.loss[0][1] == pytest.approx(expected, rel=1e-5)
 
 
 def test_adapters_are_all_that_is_kept_of_a_step(models, tmp_path):
