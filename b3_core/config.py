@@ -226,7 +226,10 @@ class BatchSpec(Spec):
         "random weights does better with a first epoch at random.",
     )
     negatives: int = Field(
-        0, ge=0, description="Hard negatives a query, shared by its batch (B3++: 5)."
+        0,
+        ge=0,
+        description="Hard negatives a query, shared by its batch (B3++: 5); none in batches of a "
+        "classification, where no row has a window.",
     )
     mixing: Literal["proportional", "round-robin", "weighted"] = Field(
         "proportional",
@@ -452,7 +455,6 @@ class PipelineSpec(Spec):
             raise ValueError(
                 f"promote.arm is {self.promote.arm!r}, but arms are {', '.join(self.arm_names)}"
             )
-        labelled = [d.name for d in self.datasets if d.task == "classification"]
         for name in self.arm_names:
             try:
                 mining, batches = self.arm(name)
@@ -460,11 +462,6 @@ class PipelineSpec(Spec):
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
                 raise ValueError(f"arm {name}, {key}: {first['msg']}") from error
-            if labelled and batches.negatives:
-                raise ValueError(
-                    f"batches.negatives is {batches.negatives} (arm {name}), but dataset "
-                    f"{labelled[0]} is a classification: no row has a window to draw them from"
-                )
             for variant in mining.variants(batches):
                 if batches.batch_size % variant.k:
                     raise ValueError(

@@ -423,10 +423,14 @@ def _check_negatives(manifest: Manifest, upstream: _Upstream, tables: Sequence[P
     entries = manifest.head["datasets"]
     if not manifest.head["negatives"]:
         return
-    ranks = [upstream.get(Address(entry["name"], "ranks", entry["ranks"])) for entry in entries]
     manifest.negatives.check(
         manifest.plan,
-        ranks=[RankTable.load(artifact) for artifact in ranks],
+        ranks=[
+            None
+            if _is_labelled(entry, manifest.head)
+            else RankTable.load(upstream.get(Address(entry["name"], "ranks", entry["ranks"])))
+            for entry in entries
+        ],
         group_of=[table.group_N for table in tables],
         p_of=[entry["p"] for entry in entries],
         m=entries[0]["m"],
@@ -500,8 +504,7 @@ def _lineage(
     def artifact(stage: str, fingerprint: str) -> Artifact:
         return upstream.get(Address(name, stage, fingerprint))
 
-    labelled = f"{name}/labels/{entry['ranks']}" in head["lineage"]
-    ranks = artifact("labels" if labelled else "ranks", entry["ranks"])
+    ranks = artifact("labels" if _is_labelled(entry, head) else "ranks", entry["ranks"])
     vectors = artifact("embeddings", ranks.record["lineage"]["embeddings"])
     parts = [artifact("communities", fingerprint) for fingerprint in entry["communities"]]
     graphs = [artifact("graph", part.record["lineage"]["graph"]) for part in parts]
@@ -532,6 +535,11 @@ def _lineage(
     }
     same(where, stated, recorded)
     return [artifact("pairs", entry["pairs"]), vectors, ranks, *graphs, *parts]
+
+
+def _is_labelled(entry: dict[str, Any], head: dict[str, Any]) -> bool:
+    """Say whether a dataset is a classification: ranked by labels, without windows of rows."""
+    return f"{entry['name']}/labels/{entry['ranks']}" in head["lineage"]
 
 
 def lineage_of(artifacts: Sequence[Artifact]) -> dict[str, Any]:

@@ -241,7 +241,12 @@ class ManifestOf(Stage):
         graphs = [variants[0].graph for variants in self.partitions]
         return negatives.draw_negatives(
             plan,
-            ranks=[neighbours.RankTable.load(store.get(each.ranks.address)) for each in graphs],
+            ranks=[
+                None
+                if each.ref.spec.task == "classification"
+                else neighbours.RankTable.load(store.get(each.ranks.address))
+                for each in graphs
+            ],
             group_of=group_of,
             p_of=[each.cutoff for each in graphs],
             m=self.mining.m,

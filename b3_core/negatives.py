@@ -63,7 +63,7 @@ class Negatives:
         self,
         plan: BatchPlan,
         *,
-        ranks: Sequence[RankTable],
+        ranks: Sequence[RankTable | None],
         group_of: Sequence[npt.NDArray[np.int32]],
         p_of: Sequence[int],
         m: int,
@@ -92,7 +92,7 @@ class Negatives:
 def draw_negatives(
     plan: BatchPlan,
     *,
-    ranks: Sequence[RankTable],
+    ranks: Sequence[RankTable | None],
     group_of: Sequence[npt.NDArray[np.int32]],
     p_of: Sequence[int],
     m: int,
@@ -112,7 +112,8 @@ def draw_negatives(
     plan
         Batches, mined or random.
     ranks, group_of, p_of
-        Of each dataset: ranks, N groups, and first ranks dropped as too near.
+        Of each dataset: ranks, N groups, and first ranks dropped as too near. A dataset without
+        ranks, as a classification is, has no windows and no negatives.
     m
         Ranks of a window after p.
     h
@@ -143,7 +144,7 @@ def draw_negatives(
 def _pools(
     plan: BatchPlan,
     *,
-    ranks: Sequence[RankTable],
+    ranks: Sequence[RankTable | None],
     group_of: Sequence[npt.NDArray[np.int32]],
     p_of: Sequence[int],
     m: int,
@@ -152,6 +153,8 @@ def _pools(
         raise ValueError(f"ranks of {len(ranks)} datasets, groups of {len(group_of)}, p of {p_of}")
     pools = [
         _Pool(table.neighbour_NM, group_N, p, m)
+        if table is not None
+        else _Pool(np.empty((len(group_N), 0), np.int32), group_N, 0, 0)
         for table, group_N, p in zip(ranks, group_of, p_of, strict=True)
     ]
     for s, (dataset, member_B) in enumerate(zip(plan.dataset_S, plan.row_SB, strict=True)):

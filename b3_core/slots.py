@@ -97,7 +97,14 @@ class Slots:
         return int(self.negative_SBH.shape[2])
 
     def rows(self, slot_x: Sequence[int]) -> Positions:
-        """Return positions: int64, x (1 + H). The own row fills the place of a lacking negative."""
+        """Return positions of the row and its mined negatives.
+
+        Returns
+        -------
+        ndarray
+            int64, x (1 + H). The own row fills the place of a lacking negative; where all batches
+            asked for lack all, as those of a classification do, x 1.
+        """
         own_x, negative_xH = self._at(slot_x)
         return np.column_stack([own_x, np.where(negative_xH < 0, own_x[:, None], negative_xH)])
 
@@ -107,7 +114,8 @@ class Slots:
         Returns
         -------
         ndarray
-            int64, x (1 + H) or x (2 + H); ``NOBODY`` where a negative is lacking.
+            int64, as wide as ``rows``, and one more where rows came with negatives; ``NOBODY``
+            where a negative is lacking.
         """
         own_x, negative_xH = self._at(slot_x)
         group_xH = np.where(negative_xH < 0, NOBODY, self.group_N[negative_xH])
@@ -117,6 +125,9 @@ class Slots:
     def _at(self, slot_x: Sequence[int]) -> tuple[Positions, Positions]:
         batch_x, place_x = np.divmod(np.asarray(slot_x, np.int64), self.position_SB.shape[1])
         row_xH = self.negative_SBH[batch_x, place_x].astype(np.int64)
+        # The whole batch decides, not this process's share of it: all must have as many columns.
+        if (self.negative_SBH[np.unique(batch_x)] < 0).all():
+            row_xH = row_xH[:, :0]
         at_xH = np.where(row_xH < 0, -1, row_xH + self.start_S[batch_x][:, None])
         return self.position_SB[batch_x, place_x], at_xH
 

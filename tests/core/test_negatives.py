@@ -37,6 +37,23 @@ def draw(plan, *, h, seed=0, **of):
     return draw_negatives(plan, h=h, rng=np.random.default_rng(seed), **of)
 
 
+def test_a_dataset_without_ranks_has_no_negatives():
+    plan = plan_of([[0, 1], [0, 1]], [0, 1])
+    of = {
+        "ranks": [None, table_of([[2, 1], [2, 0], [0, 1]], 2)],
+        "group_of": [np.array([0, 1], np.int32), np.arange(3, dtype=np.int32)],
+        "p_of": [30, 0],
+        "m": 2,
+    }
+    negatives = draw(plan, h=1, **of)
+    assert negatives.row_SBH[0].tolist() == [[-1], [-1]]
+    assert sorted(negatives.row_SBH[1].ravel().tolist()) == [-1, 2]
+    negatives.check(plan, **of)
+    wrong = Negatives(np.array([[[0], [-1]], negatives.row_SBH[1].tolist()], np.int32))
+    with pytest.raises(ValueError, match="batch 0, slot 0, negative 0: 0 is of a member's group"):
+        wrong.check(plan, **of)
+
+
 def case_of(seed):
     """A plan of random batches over one to three datasets, with the arguments for drawing."""
     rng = np.random.default_rng(seed)

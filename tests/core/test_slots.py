@@ -29,6 +29,18 @@ def test_by_hand():
     assert slots.groups([0, 1, 5]).tolist() == [[0, 1, 2], [0, 1, 3], [3, 0, 0]]
 
 
+def test_batches_that_lack_all_negatives_have_no_columns_for_them():
+    hard = HARD.copy()
+    hard[3] = -1
+    slots = Slots.of(PLAN, GROUPS, Negatives(hard))
+    assert slots.rows([6, 7]).tolist() == [[5], [7]]
+    assert slots.groups([6]).tolist() == [[0]]
+    # One process of two has the half of a batch that lacks them, and the other has not.
+    assert slots.rows([7, 3]).shape == slots.groups([7, 3]).shape == (2, 3)
+    hard[3, 0, 0] = 1
+    assert Slots.of(PLAN, GROUPS, Negatives(hard)).rows([7]).shape == (1, 3)
+
+
 def test_without_negatives():
     slots = Slots.of(PLAN, GROUPS)
     assert slots.rows(range(10)).ravel().tolist() == [4, 0, 8, 6, 2, 3, 5, 7, 1, 4]
@@ -97,6 +109,7 @@ def test_every_slot_is_looked_up_as_the_plan_has_it(lengths, hard, seed):
     for slot in range(24):
         s, b = divmod(slot, 4)
         d, row, negatives = dataset_S[s], row_SB[s, b], hard_SBH[s, b]
+        negatives = negatives if (hard_SBH[s] >= 0).any() else []
         expected = [row, *(row if n < 0 else n for n in negatives)]
         assert slots.rows([slot])[0].tolist() == [start[d] + each for each in expected]
         marks = [groups[d][row], *(NOBODY if n < 0 else groups[d][n] for n in negatives)]

@@ -24,8 +24,9 @@ def test_a_recipe_is_a_config_of_its_name(recipe):
     assert PipelineSpec.model_validate(step["spec"]) == spec
 
 
-def test_mmeb_has_the_papers_numbers():
-    spec = load_config(RECIPES / "mmeb-2b.yaml")
+@pytest.mark.parametrize("size", ["2b", "7b"])
+def test_mmeb_has_the_papers_numbers(size):
+    spec = load_config(RECIPES / f"mmeb-{size}.yaml")
     assert len(spec.datasets) == 20
     assert {d.task: spec.mining.cutoff(d.task) for d in spec.datasets} == {
         **{"classification": 0, "vqa": 70},
@@ -34,6 +35,11 @@ def test_mmeb_has_the_papers_numbers():
     assert (spec.mining.m, spec.mining.k, spec.batches.batch_size) == (100, 32, 1024)
     assert (spec.train.temperature, spec.train.learning_rate) == (0.02, 1e-4)
     assert spec.train.warmup_ratio == 0.1
+    assert (spec.train.lora.r, spec.train.lora.alpha, spec.train.lora.dropout) == (8, 64, 0.1)
+    assert spec.train.pooling == spec.teacher.pooling == "lasttoken"
+    assert spec.arm("b3++")[1].negatives == 5
+    prompts = {d.task: d.positive_prompt for d in spec.datasets if d.positive_prompt}
+    assert prompts["classification"] == "Represent the class label: "
 
 
 def test_a_config_is_found_by_path_or_recipe(tmp_path):
@@ -41,7 +47,7 @@ def test_a_config_is_found_by_path_or_recipe(tmp_path):
     own.write_text("name: own")
     assert config_file(str(own)) == own
     assert config_file("laptop") == (RECIPES / "laptop.yaml").absolute()
-    with pytest.raises(InputError, match="a recipe: cluster, gpu, laptop, mmeb-2b"):
+    with pytest.raises(InputError, match="a recipe: cluster, gpu, laptop, mmeb-2b, mmeb-7b"):
         config_file("desktop")
 
 

@@ -148,8 +148,11 @@ def test_a_gateway_that_ignores_conditions_serves_one_writer(b3, write_config, g
     assert compared["datasets"]["faq"]["communities"]["partners_kept"] == 1.0
 
 
-def test_classification_is_mined_by_labels(b3, write_config, tmp_path):
-    """Positives are label texts: no row meets its own label in a community of mined rows."""
+def test_classification_is_mined_by_labels(b3, write_config, tmp_path, dataset):
+    """Positives are label texts: no row meets its own label in a community of mined rows.
+
+    Nor has any a window to draw hard negatives from; the batches beside it have theirs.
+    """
     rng = np.random.default_rng(0)
     words = ["river", "engine", "violin", "harbour", "library", "orchard", "tunnel", "market"]
     labels = [f"{word} {place}" for word in words for place in ("north", "south", "east")]
@@ -163,7 +166,7 @@ def test_classification_is_mined_by_labels(b3, write_config, tmp_path):
     )
     pq.write_table(table, tmp_path / "labelled.parquet")
     pq.write_table(table.slice(0, 60), tmp_path / "heldout.parquet")
-    dataset = {
+    places = {
         "name": "places",
         "uri": str(tmp_path / "labelled.parquet"),
         "eval_uri": str(tmp_path / "heldout.parquet"),
@@ -172,14 +175,21 @@ def test_classification_is_mined_by_labels(b3, write_config, tmp_path):
         "task": "classification",
     }
     config = write_config(
-        datasets=[dataset],
-        arms=["random", "b3"],
+        datasets=[
+            places,
+            {"name": "faq", "uri": str(dataset), "query": "question", "positive": "answer"},
+        ],
+        arms=["random", "b3", "b3++"],
         mining={"k": 8, "m": 40},
         compute={"shard_rows": 100_000},  # a single shard needs no Ray
     )
     uris = json.loads(b3("mine", config, "--json").stdout)["manifests"]
     heads = [Manifest.read_head(open_artifact(uri)) for uri in uris]
-    drawn, mined = (head["datasets"][0]["quality"][0] for head in heads)
+    drawn, mined, _ = (head["datasets"][0]["quality"][0] for head in heads)
     assert drawn["same_group"] > 0.1 > mined["same_group"]
     assert mined["window"] > 1.4 * drawn["window"]  # most rows of a random community are near too
-    assert b3("verify", uris[1]).stdout.startswith("sound: ")
+    assert b3("verify", uris[2]).stdout.startswith("sound: ")
+    hard = Manifest.load(open_artifact(uris[2]))
+    of_places = hard.negatives.row_SBH[hard.plan.dataset_S == 0]
+    assert (of_places == -1).all() and of_places.shape[2] == 5
+    assert (hard.negatives.row_SBH[hard.plan.dataset_S == 1] >= 0).mean() > 0.5
