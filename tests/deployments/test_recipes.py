@@ -66,6 +66,8 @@ def test_prefect_reads_every_deployment():
         assert deployment.concurrency_limit.limit == 1
         assert deployment.concurrency_limit.collision_strategy in list(ConcurrencyLimitStrategy)
         assert deployment.tags[0] == "b3"
+        # A run that writes to a pipe of its worker dies with it.
+        assert deployment.work_pool.job_variables["stream_output"] is False
 
 
 def test_only_watching_runs_by_schedule():
