@@ -47,7 +47,7 @@ def test_a_config_is_found_by_path_or_recipe(tmp_path):
     own.write_text("name: own")
     assert config_file(str(own)) == own
     assert config_file("laptop") == (RECIPES / "laptop.yaml").absolute()
-    with pytest.raises(InputError, match="a recipe: cluster, gpu, laptop, mmeb-2b, mmeb-7b"):
+    with pytest.raises(InputError, match="a recipe: cluster, gpu, laptop, mmeb-2b, mmeb-7b, nli"):
         config_file("desktop")
 
 
