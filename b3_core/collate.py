@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from b3_core.slots import Slots
+from b3_core.slots import Marks, Slots
 from b3_core.static import TokenTable
 
 
@@ -25,13 +25,16 @@ class TokenCollator:
     positive: TokenTable
     negative: TokenTable | None = None
     """Of the hard negatives that rows came with."""
+    marks: Marks | None = None
+    """What labels are instead of groups."""
     valid_label_columns: Sequence[str] = ()  # the trainer asks; labels are made here
 
     def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
         """Gather a batch under the names that sentence-transformers' own collator uses."""
         numbers = [feature["slot"] for feature in features]
         at_BX = self.slots.rows(numbers)
-        batch: dict[str, Any] = {"label": torch.from_numpy(self.slots.groups(numbers))}
+        marks = self.marks or self.slots.groups
+        batch: dict[str, Any] = {"label": torch.from_numpy(marks(numbers))}
         own = [("query", self.query, 0), ("positive", self.positive, 0)]
         if self.negative is not None:
             own.append(("negative", self.negative, 0))

@@ -334,6 +334,12 @@ class TrainSpec(Spec):
         description="Rows of one forward pass, with the gradients of the vectors cached; by "
         "default 64 where a device has more than 256 rows of a batch, and else all of them.",
     )
+    positive_margin: float | None = Field(
+        None,
+        gt=0,
+        description="Contrast no query with what the teacher scores above this share of its own "
+        "positive's score (0.95 is usual); all are contrasted if absent.",
+    )
     lora: LoraSpec | None = Field(
         None, description="Train adapters instead of all weights; absent, all are trained."
     )

@@ -87,6 +87,19 @@ class Student(Stage):
         prompted = [ref.spec.prompted(self.train) for ref in self.manifest.refs]
         return [(each.query_prompt, each.positive_prompt) for each in prompted]
 
+    def _teacher_of(self, store: ArtifactStore) -> list[tuple[Any, Any]]:
+        """Map the teacher's vectors of each dataset into memory, where they are asked for."""
+        if self.train.positive_margin is None:
+            return []
+        found = [store.get(parts[0].graph.ranks.vectors) for parts in self.manifest.partitions]
+        return [
+            (
+                np.load(each.path("query.npy"), mmap_mode="r", allow_pickle=False),
+                np.load(each.path("positive.npy"), mmap_mode="r", allow_pickle=False),
+            )
+            for each in found
+        ]
+
     @property
     def _own_prompts(self) -> dict[str, Any]:
         same = (self.train.query_prompt, self.train.positive_prompt)
@@ -118,6 +131,7 @@ class Student(Stage):
                 output=draft.path("model"),
                 negatives=manifest.negatives,
                 prompts=self.prompts,
+                teacher_of=self._teacher_of(store),
                 initial=initial,
                 span=self.span,
                 checkpoints=self.checkpoints(store),

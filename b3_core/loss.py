@@ -77,12 +77,13 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
             Tokenised columns: query, positive, and hard negatives if there are any.
         labels
             Groups: int64, B x (1 + H), of the row and of its hard negatives, or B where there are
-            none. Without them every candidate is of a group of its own.
+            none. Without them every candidate is of a group of its own. Or bool, B x C: which
+            candidates each row is contrasted with, in place of groups.
 
         Raises
         ------
         ValueError
-            There are groups of another number of rows or columns than there are vectors.
+            They are of another number of rows or columns than there are vectors.
         """
         columns = list(sentence_features)
         if self.mini_batch_size is not None:
@@ -106,14 +107,19 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
         rows = len(query_BD)
         with torch.autocast(query_BD.device.type, enabled=False):  # bf16 / 0.02 is no score
             everywhere = [self._everywhere(part) for part in (query_BD, *column_BD)]
-            group_WX = self._groups(labels, rows, len(column_BD), device=query_BD.device)
             shared = [everywhere[0], torch.cat(everywhere[1:])]
             leaves = [part.detach().requires_grad_() for part in shared]
             query_WD, candidate_CD = leaves if with_backward else shared
-            batch = _Batch(query_WD, candidate_CD, group_WX)
+            own_B = self._own(rows).to(query_BD.device)
+            if labels is not None and labels.dtype == torch.bool:
+                allowed_BC = labels
+            else:
+                group_WX = self._groups(labels, own_B, len(column_BD))
+                allowed_BC = _allowed(group_WX, own_B)
+            batch = _Batch(query_WD, candidate_CD, allowed_BC, first=int(own_B[0]))
             loss = query_BD.new_zeros((), dtype=shared[0].dtype)
-            for own_b in self._own(rows).split(self.mini_batch_size or rows):
-                part = self._sum(batch, own_b.to(query_BD.device)) / rows
+            for own_b in own_B.split(self.mini_batch_size or rows):
+                part = self._sum(batch, own_b) / rows
                 if with_backward:
                     part.backward()
                 loss = loss + (part.detach() if with_backward else part)
@@ -140,13 +146,11 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
         unit_BD = nn.functional.normalize(vector_BD.to(exact), dim=-1)
         return all_gather_with_grad(unit_BD) if self.gather else unit_BD
 
-    def _groups(
-        self, labels: Tensor | None, rows: int, columns: int, *, device: torch.device
-    ) -> Tensor:
+    def _groups(self, labels: Tensor | None, own_B: Tensor, columns: int) -> Tensor:
         """Return the groups of each row's positive and hard negatives, W x (1 + H)."""
+        rows = len(own_B)
         if labels is None:
-            own_B = self._own(rows).to(device)[:, None] * columns
-            group_BX = own_B + torch.arange(columns, device=device)
+            group_BX = own_B[:, None] * columns + torch.arange(columns, device=own_B.device)
         elif labels.numel() == rows * columns == len(labels) * columns:
             group_BX = labels.reshape(rows, columns)
         else:
@@ -166,26 +170,40 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
         }
 
 
+def _allowed(group_WX: Tensor, own_B: Tensor) -> Tensor:
+    """Return which candidates each row is contrasted with, by groups: B x C."""
+    group_C = group_WX.T.reshape(-1)
+    masked_BC = (group_WX[own_B, 0][:, None] == group_C) | (group_C == NOBODY)
+    masked_BC[torch.arange(len(own_B)), own_B] = False
+    return ~masked_BC
+
+
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """The vectors and groups of a whole batch, of all devices."""
+    """The vectors of a whole batch, of all devices, and what is contrasted with what."""
 
     query_WD: Tensor
     candidate_CD: Tensor
     """Positives of all rows, then their first hard negatives, and so on."""
-    group_WX: Tensor
+    allowed_BC: Tensor
+    """For the rows of this device, of which ``first`` is the first."""
+    first: int
+
+    def __post_init__(self) -> None:
+        if self.allowed_BC.shape[1] != len(self.candidate_CD):
+            raise ValueError(
+                f"a mask over {self.allowed_BC.shape[1]} candidates, of which there are "
+                f"{len(self.candidate_CD)}"
+            )
 
     def query_to_candidates(self, own_b: Tensor) -> Tensor:
         """Return the cosines of some rows' queries, b x C; -inf where it is no negative."""
+        allowed_bC = self.allowed_BC[own_b - self.first]
         cosine_bC = self.query_WD[own_b] @ self.candidate_CD.T
-        return self._masked(cosine_bC, own_b, self.group_WX.T.reshape(-1))
+        return cosine_bC.masked_fill(~allowed_bC, -torch.inf)
 
     def positive_to_queries(self, own_b: Tensor) -> Tensor:
         """Return the cosines of some rows' positives with queries, b x W; -inf likewise."""
+        allowed_bW = self.allowed_BC[own_b - self.first, : len(self.query_WD)]
         cosine_bW = self.candidate_CD[own_b] @ self.query_WD.T
-        return self._masked(cosine_bW, own_b, self.group_WX[:, 0])
-
-    def _masked(self, cosine_bX: Tensor, own_b: Tensor, group_X: Tensor) -> Tensor:
-        masked_bX = (self.group_WX[own_b, 0][:, None] == group_X) | (group_X == NOBODY)
-        masked_bX[torch.arange(len(own_b)), own_b] = False
-        return cosine_bX.masked_fill(masked_bX, -torch.inf)
+        return cosine_bW.masked_fill(~allowed_bW, -torch.inf)

@@ -11,7 +11,7 @@ Legend: S batches, B rows of a batch, X slots of all batches (X = S B), x of tho
 H hard negatives a row, N rows of all tables, T tables.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -206,7 +206,11 @@ def _prompted(texts: pa.ChunkedArray, prompt: str) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(prompt, texts, "") if prompt else texts
 
 
-def slot_dataset(slots: Slots, rows: "Dataset") -> "Dataset":
+#: What tells which candidates a row is contrasted with: slot numbers -> an array, a line a slot.
+Marks = Callable[[Sequence[int]], npt.NDArray[Any]]
+
+
+def slot_dataset(slots: Slots, rows: "Dataset", *, marks: Marks | None = None) -> "Dataset":
     """Return a dataset with an item a slot, looked up when it is asked for.
 
     Items have ``query``, ``positive``; ``negative`` if rows came with one; the mined ones from
@@ -217,11 +221,13 @@ def slot_dataset(slots: Slots, rows: "Dataset") -> "Dataset":
     ----------
     rows
         Texts by position; of a file on disk no more is read than is needed.
+    marks
+        What ``label`` is instead of groups, such as :class:`b3_core.margin.PositiveMargin`.
     """
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
     numbers = Dataset.from_dict({"slot": np.arange(len(slots))})
-    return numbers.with_transform(_Lookup(slots, rows))
+    return numbers.with_transform(_Lookup(slots, rows, marks or slots.groups))
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,11 +236,14 @@ class _Lookup:
 
     slots: Slots
     rows: "Dataset"
+    marks: Marks
 
     def __call__(self, items: dict[str, list[int]]) -> dict[str, Any]:
+        import torch  # noqa: PLC0415 - who asks for texts to train on has it
+
         at_xX = self.slots.rows(items["slot"])
         own = self.rows[at_xX[:, 0].tolist()]
         columns = {name: own[name] for name in ("query", "positive", "negative") if name in own}
         for number in range(1, at_xX.shape[1]):
             columns[f"negative_{number}"] = self.rows[at_xX[:, number].tolist()]["positive"]
-        return {**columns, "label": self.slots.groups(items["slot"]).tolist()}
+        return {**columns, "label": torch.from_numpy(self.marks(items["slot"]))}

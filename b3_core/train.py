@@ -32,11 +32,12 @@ from b3_core.config import ComputeSpec, TrainSpec
 from b3_core.errors import InputError
 from b3_core.loggers import loggers
 from b3_core.loss import GroupedInfoNCE
+from b3_core.margin import PositiveMargin, Vectors
 from b3_core.negatives import Negatives
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
 from b3_core.sampler import for_trainer
-from b3_core.slots import Slots, row_dataset, slot_dataset
+from b3_core.slots import Marks, Slots, row_dataset, slot_dataset
 from b3_core.static import SparseMean, TokenTable, is_static
 from b3_core.student import build_student, merge_adapters, save_memory
 from b3_core.trainer import POINTS, PlanTrainer, Watch
@@ -74,6 +75,7 @@ def train_student(
     output: Path,
     negatives: Negatives | None = None,
     prompts: Sequence[tuple[str, str]] = (),
+    teacher_of: Sequence[tuple[Vectors, Vectors]] = (),
     initial: Path | None = None,
     span: tuple[float, float] = (0.0, 1.0),
     checkpoints: Checkpoints | None = None,
@@ -100,6 +102,9 @@ def train_student(
         Hard negatives of every slot; none by default.
     prompts
         What is put before each dataset's queries and positives; what ``spec`` says, by default.
+    teacher_of
+        The teacher's vectors of each dataset's queries and positives, N x D: what
+        ``spec.positive_margin`` needs, and nothing else.
     initial
         Folder of the model to go on with, instead of ``spec.student``.
     span
@@ -129,11 +134,16 @@ def train_student(
             save_memory(model)
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="b3-trainer-"))
         slots = Slots.of_pairs(plan, pairs, negatives)
+        marks = None
+        if spec.positive_margin is not None:
+            marks = PositiveMargin(slots, spec.positive_margin, *zip(*teacher_of, strict=True))
         everywhere = [(spec.query_prompt, spec.positive_prompt)] * len(pairs)
         rows = row_dataset(pairs, prompts or everywhere)
         arguments = _arguments(model, spec, plan=plan, seed=seed, output=scratch)
         factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)
-        trainer = _trainer(model, spec, arguments, rows=rows, slots=slots, rate_factor=factor)
+        trainer = _trainer(
+            model, spec, arguments, rows=rows, slots=slots, marks=marks, rate_factor=factor
+        )
         watch = Watch(trainer, progress, checkpoints)
         trainer.add_callback(watch)
         if trainer.is_world_process_zero():
@@ -157,6 +167,7 @@ def _trainer(
     *,
     rows: Dataset,
     slots: Slots,
+    marks: Marks | None,
     rate_factor: Callable[[int], float],
 ) -> PlanTrainer:
     each, processes = arguments.per_device_train_batch_size, arguments.world_size
@@ -167,7 +178,7 @@ def _trainer(
         "loss": _loss(model, spec, rows=each, gather=processes > 1),
     }
     if not is_static(model):
-        return PlanTrainer(**common, train_dataset=slot_dataset(slots, rows))
+        return PlanTrainer(**common, train_dataset=slot_dataset(slots, rows, marks=marks))
     _check_backend()
     model[0].embedding = SparseMean.of(model[0].embedding)
     tokenizer = model[0].tokenizer
@@ -181,6 +192,7 @@ def _trainer(
             TokenTable.of(tokenizer, [rows.data["negative"]])
             if "negative" in rows.column_names
             else None,
+            marks,
         ),
         optimizers=(torch.optim.SparseAdam(model.parameters(), lr=arguments.learning_rate), None),
     )
