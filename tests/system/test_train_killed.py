@@ -21,12 +21,13 @@ STEPS = len(PLAN.row_SB)
 
 def start(folder, model, seconds):
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.system.trained", str(folder), str(model), str(seconds)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-    )
+    with (folder / "stderr.log").open("a") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.system.trained", str(folder), str(model), str(seconds)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=stderr,
+        )
 
 
 def batches(folder) -> list[list[str]]:
@@ -41,7 +42,7 @@ def test_killed_twenty_times(tmp_path):
     model = tiny.bert([text for pair in TEXTS for text in pair], tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed = start(whole, model, 1000)
-    assert undisturbed.wait(300) == 0, undisturbed.stderr.read().decode()
+    assert undisturbed.wait(300) == 0, (whole / "stderr.log").read_text()
     (expected,) = batches(whole)
     assert len(expected) == STEPS
 
@@ -61,7 +62,7 @@ def test_killed_twenty_times(tmp_path):
         process.kill()
         process.wait()
     last = start(killed, model, 0.0)
-    assert last.wait(300) == 0, last.stderr.read().decode()
+    assert last.wait(300) == 0, (killed / "stderr.log").read_text()
 
     assert injected == KILLS
     done = 0
