@@ -104,6 +104,48 @@ def test_killed_between_two_parts_of_a_stage(
     goes_on(b3, BY_WORKERS[stage], config, store=store, before=before, whole=whole)
 
 
+def test_killed_within_a_training(b3, write_config, tmp_path, prefect_home):
+    """The same command goes on from the last checkpoint, in another Ray, to the same student."""
+    long = {
+        "arms": ["b3"],
+        "batches": {"batch_size": 32, "curriculum": [{"epochs": 60}]},
+        "compute": {"workers": 1, "shard_rows": 256, "checkpoint_minutes": 0.005},
+    }
+    config = write_config(**long)
+    store = tmp_path / "store"
+    b3("mine", config)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "train", str(config)],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_HOME": str(prefect_home)},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 280
+    while not list(store.glob("*/checkpoint/*/record.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not list(store.glob("*/student/*/record.json"))
+    killed_at = max(
+        record["settings"]["step"]
+        for record in records(store).values()
+        if record["stage"] == "checkpoint"
+    )
+    b3("train", config)
+    (file,) = store.glob("*/student/*/model/model.*.safetensors")
+    (loss,) = store.glob("*/student/*/loss.*.json")
+    assert killed_at > 0
+    assert not list(store.glob("*/checkpoint/*/record.json"))
+
+    b3("train", write_config("whole.yaml", **long, store={"root": str(tmp_path / "whole")}))
+    (whole,) = (tmp_path / "whole").glob("*/student/*/model/model.*.safetensors")
+    assert file.read_bytes() == whole.read_bytes()
+    (expected,) = (tmp_path / "whole").glob("*/student/*/loss.*.json")
+    assert loss.read_bytes() == expected.read_bytes()
+
+
 def goes_on(b3, verb, config, *, store, before, whole):
     """Run again: what was published is kept as it was, and the manifests are the right ones."""
     b3(verb, config)
