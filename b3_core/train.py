@@ -42,7 +42,7 @@ from b3_core.static import SparseMean, TokenTable, is_static
 from b3_core.student import build_student, merge_adapters, save_memory
 from b3_core.trainer import POINTS, PlanTrainer, Watch
 
-VERSION = 2
+VERSION = 3
 
 # As TrainSpec.learning_rate says: what is trained already wants smaller steps, and a batch of
 # four times the rows, whose gradient has half the noise, twice the step (square-root scaling for
@@ -212,7 +212,7 @@ def _arguments(
         output_dir=output,
         num_train_epochs=1,  # the sampler goes through all epochs of the plan in one pass
         learning_rate=spec.learning_rate or _rate(model, spec, rows=rows),
-        optim="adamw_torch",
+        optim="adamw_torch_fused",  # one pass over the weights instead of ten
         max_grad_norm=0.0 if static else 1.0,
         bf16=spec.precision == "bf16" and not static,
         # Where it is left out, processes on a machine without a GPU each train alone.
@@ -276,6 +276,8 @@ def _loss(
     model: SentenceTransformer, spec: TrainSpec, *, rows: int, gather: bool
 ) -> GroupedInfoNCE:
     chunk_rows = spec.chunk_rows or (_CACHED_ROWS if rows > _CACHED_FROM else None)
+    if chunk_rows is not None and chunk_rows >= rows:
+        chunk_rows = None  # one chunk bounds nothing, and would be embedded twice
     return GroupedInfoNCE(
         model,
         temperature=spec.temperature,

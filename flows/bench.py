@@ -285,6 +285,66 @@ def manifest(
 
 
 @app.command()
+def train(
+    *,
+    corpus: Corpus = "code",
+    pairs: Pairs = 20_000,
+    model: Annotated[
+        list[str], typer.Option(help="minilm, tokens, or a model folder; repeatable.")
+    ] = ["minilm", "tokens"],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of 64 pairs, transformers.")] = 20,
+    static_steps: Annotated[
+        int, typer.Option(min=1, help="Timed steps of 64 pairs, static students.")
+    ] = 250,
+    max_length: Annotated[int, typer.Option(min=4, help="Tokens of a text there.")] = 32,
+    large: Annotated[
+        int, typer.Option(min=0, help="Pairs of a large batch, plain and cached; 0: none.")
+    ] = 1024,
+    large_steps: Annotated[int, typer.Option(min=1, help="Timed steps of large batches.")] = 2,
+    large_max_length: Annotated[int, typer.Option(min=4, help="Tokens of a text there.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every run.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of every case and method.")] = 3,
+    store: Store = ".b3",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Our training job beside sentence-transformers' trainer: steps a second, memory, waiting.
+
+    On the same batches of the demo's corpus, each run in a process of its own, in turns.
+    """
+
+    def work() -> dict[str, Any]:
+        from b3_core.bench.train import bench_train, cases  # noqa: PLC0415
+        from b3_core.embed import Pairs as PairsStage  # noqa: PLC0415
+        from b3_core.store import ArtifactStore  # noqa: PLC0415
+        from tasks import reporting  # noqa: PLC0415
+
+        spec = demo_config(corpus, pairs, store, {"part": "validation", "arms": ["random"]})
+        artifacts = ArtifactStore(spec.store.root)
+        made = PairsStage.of(spec.datasets[0], spec.evaluate)
+        made.run(artifacts)
+        measured = cases(
+            model,
+            steps=steps,
+            static_steps=static_steps,
+            max_length=max_length,
+            large=large,
+            large_steps=large_steps,
+            large_max_length=large_max_length,
+        )
+        with reporting.step("train") as progress:
+            return bench_train(
+                artifacts.get(made.address).uri,
+                measured,
+                threads=threads,
+                repeats=repeats,
+                progress=progress,
+            )
+
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_train)
+
+
+@app.command()
 def overhead(
     *,
     corpus: Corpus = "code",
@@ -346,6 +406,34 @@ def _timed(command: list[str], spec: Any) -> float:
 def _show_overhead(console: Console, outcome: dict[str, Any]) -> None:
     _show(console, outcome)
     console.print(figures_table([outcome["idle_shards"]]))
+
+
+def _show_train(console: Console, outcome: dict[str, Any]) -> None:
+    """Print the ratios and the rows; sentence-transformers is s-t, for a terminal is narrow."""
+    compared = [
+        {
+            "seconds a step": kind.replace("_", " ").replace("sentence transformers", "s-t"),
+            "of": case.replace("sentence-transformers", "s-t"),
+            **figures,
+        }
+        for kind, cases in outcome["ratios"].items()
+        for case, figures in cases.items()
+    ]
+    rows = [
+        {
+            "method": row["method"].replace("sentence-transformers", "s-t"),
+            "of": f"{Path(row['model']).name}, {row['batch_size']}, {row['loss']}",
+            "steps/s": row["steps_per_second"],
+            "low": row["low"],
+            "high": row["high"],
+            "peak MB": row["peak_mb"],
+            "waits": row["data_wait_share"],
+            "tokenises": row["tokenise_share"],
+        }
+        for row in outcome["rows"]
+    ]
+    console.print(figures_table(compared))
+    _show(console, {**outcome, "rows": rows})
 
 
 def _show_remine(console: Console, outcome: dict[str, Any]) -> None:

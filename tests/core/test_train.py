@@ -362,6 +362,8 @@ def test_large_batches_are_cached_but_not_those_of_a_static_student():
     assert chunks == {(False, 256): None, (False, 257): 64, (True, 256): None, (True, 257): None}
     asked = train._loss(minilm, SPEC.model_copy(update={"chunk_rows": 8}), rows=16, gather=False)
     assert asked.mini_batch_size == 8
+    whole = train._loss(minilm, SPEC.model_copy(update={"chunk_rows": 512}), rows=512, gather=False)
+    assert whole.mini_batch_size is None  # nothing to bound: one pass instead of two
 
 
 def test_a_folders_own_prompts_are_dropped(tmp_path):

@@ -72,6 +72,41 @@ def test_bench_manifest_reads_twice_whatever_the_size(command, gateway_bucket):
     assert ours["bytes_a_row"] < theirs["bytes_a_row"]
 
 
+@pytest.mark.slow  # reads the corpus, and trains twice
+def test_bench_train_compares_both(command, tmp_path):
+    sizes = ("--pairs", "500", "--model", "tokens", "--static-steps", "3", "--repeats", "1")
+    where = ("--store", tmp_path / "store")
+    code, out, err = command("bench", "train", *sizes, *where, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [row["method"] for row in found["rows"]] == ["b3", "sentence-transformers"]
+    for row in found["rows"]:
+        assert (row["model"], row["batch_size"], row["steps"]) == ("tokens", 64, 3)
+        assert row["steps_per_second"] > 0 and 200 < row["peak_mb"] < 3000
+    ratio = found["ratios"]["b3_over_sentence_transformers"]["tokens, 64, plain"]
+    assert 0 < ratio["low"] == ratio["median"] == ratio["high"]
+    assert found["machine"]["cpus"] >= 1
+
+
+def test_the_table_of_trainings_fits_a_terminal(capsys):
+    row = {"method": "sentence-transformers", "model": "minilm", "batch_size": 1024}
+    row |= {"loss": "cached", "max_length": 8, "steps": 250, "steps_per_second": 0.0432}
+    row |= {"low": 0.0421, "high": 0.0443, "peak_mb": 4321, "data_wait_share": 0.0021}
+    row |= {"tokenise_share": 0.0, "mean_loss": 3.4}
+    ratio = {"median": 1.0123, "low": 0.9912, "high": 1.0234}
+    ratios = {
+        "b3_over_sentence_transformers": {"minilm, 1024, cached": ratio},
+        "cached_over_plain": {"sentence-transformers: minilm, 1024": ratio},
+    }
+    machine = {"cpus": 2, "cpu": "one", "versions": {}}
+    outcome = {"rows": [row], "ratios": ratios, "machine": machine}
+    bench._show_train(Console(width=80), outcome)
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert "4321" in said and "cached over plain" in said and "1.01" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
 def test_a_corpus_that_is_not_there_is_named(command, tmp_path):
     code, _, err = command("demo", "--corpus", "music", "--store", tmp_path)
     assert code == 2
