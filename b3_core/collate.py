@@ -14,6 +14,49 @@ from b3_core.static import TokenTable
 
 
 @dataclass(frozen=True, eq=False)
+class TextCollator:
+    """Turns items of slots into token ids, for a trainer that knows no columns of texts.
+
+    Parameters
+    ----------
+    tokenizer
+        A Hugging Face tokenizer with a padding token.
+    query_prompt, positive_prompt
+        Put before queries; before positives and hard negatives.
+    max_length
+        Texts are cut to so many tokens; by default to what the tokenizer says of its model.
+    """
+
+    tokenizer: Any
+    query_prompt: str = ""
+    positive_prompt: str = ""
+    max_length: int | None = None
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Tokenise a batch, each column padded to its own longest text.
+
+        Returns
+        -------
+        dict
+            ``query_input_ids``, ``query_attention_mask`` (int64, B x tokens) and whatever else the
+            tokenizer makes; the same of ``positive``, ``negative_1``, ...; and ``label``: groups,
+            int64, B x (1 + H).
+        """
+        batch: dict[str, torch.Tensor] = {}
+        for name in (name for name in items[0] if name != "label"):
+            prompt = self.query_prompt if name == "query" else self.positive_prompt
+            tokens = self.tokenizer(
+                [prompt + item[name] for item in items],
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            )
+            batch |= {f"{name}_{key}": values for key, values in tokens.items()}
+        return {**batch, "label": torch.tensor([item["label"] for item in items])}
+
+
+@dataclass(frozen=True, eq=False)
 class TokenCollator:
     """Turns items with a column ``slot`` into the tokens of a static model, looked up by row.
 
