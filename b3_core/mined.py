@@ -12,7 +12,7 @@ T tables.
 
 import fcntl
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from b3_core.batches import BatchPlan
 from b3_core.errors import CorruptArtifactError, InputError, reason
 from b3_core.manifest import Manifest
 from b3_core.pairs import SCHEMA, RowGroups, open_rows
-from b3_core.sampler import PlanSampler, for_trainer
+from b3_core.sampler import PlanSampler, TrainerSampler
 from b3_core.slots import Slots, slot_dataset
 from b3_core.store import ArtifactStore, cache_folder, open_artifact
 
@@ -164,7 +164,7 @@ class MinedBatches:
             )
         return slot_dataset(self.places, rows.select_columns(sides))
 
-    def batch_sampler(self, *, processes: int = 1) -> Callable[..., PlanSampler]:
+    def batch_sampler(self, *, processes: int = 1) -> TrainerSampler:
         """Return what sentence-transformers' ``batch_sampler=`` takes, for a dataset of slots.
 
         The whole plan is one of the trainer's epochs: set ``num_train_epochs=1``.
@@ -174,7 +174,7 @@ class MinedBatches:
         processes
             As :class:`b3_core.sampler.PlanSampler` has it.
         """
-        return for_trainer(self.plan, processes=processes)
+        return TrainerSampler(self.plan, processes=processes)
 
     def sampler(
         self,
