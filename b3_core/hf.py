@@ -35,7 +35,7 @@ class ContrastiveModel(nn.Module):  # type: ignore[misc]
     ----------
     encoder
         Returns ``last_hidden_state`` (B x L x D) for ``input_ids`` and ``attention_mask``, as the
-        models of transformers do. It is what to save in the end.
+        models of transformers do; a ``pooler`` beside is left alone. It is what to save in the end.
     loss
         With ``gather`` where there are several devices.
     pool
@@ -53,6 +53,10 @@ class ContrastiveModel(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.encoder, self.loss, self.pool = encoder, loss, pool
+        pooler = getattr(encoder, "pooler", None)
+        if isinstance(pooler, nn.Module):
+            # Of no use here, and DistributedDataParallel waits for the gradient of all that trains.
+            pooler.requires_grad_(False)
 
     def forward(self, label: Tensor | None = None, **tokens: Tensor) -> dict[str, Tensor]:
         """Return ``loss``, the mean of this device's rows.
