@@ -17,7 +17,7 @@ Legend: B rows of this device's slice, W of the whole batch, D width, H hard neg
 C = W (1 + H) candidates.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
     Parameters
     ----------
     model
-        What turns the columns (query, positive, negative_1, ..., negative_H) into vectors.
+        What turns the columns (query, positive, negative_1, ..., negative_H) into vectors; none
+        where they are given as vectors (:meth:`of_vectors`).
     temperature
         Cosines are divided by it.
     gather
@@ -52,7 +53,7 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: SentenceTransformer | None = None,
         *,
         temperature: float,
         gather: bool = False,
@@ -88,8 +89,24 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
         columns = list(sentence_features)
         if self.mini_batch_size is not None:
             return self.forward_cached(columns, labels)
-        vectors = [[part] for part in embed_columns(self.model, columns)]
-        return self.calculate_loss(vectors, labels)
+        return self.of_vectors(embed_columns(self.model, columns), labels)
+
+    def of_vectors(self, columns: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+        """Return the mean loss of this device's rows, whose vectors another encoder made.
+
+        Parameters
+        ----------
+        columns
+            Queries, positives, and hard negatives if there are any: B x D each.
+        labels
+            Groups, as for :meth:`forward`.
+
+        Raises
+        ------
+        ValueError
+            There are groups of another number of rows or columns than there are vectors.
+        """
+        return self.calculate_loss([[part] for part in columns], labels)
 
     def calculate_loss(
         self,

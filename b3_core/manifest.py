@@ -39,7 +39,7 @@ from b3_core.errors import CorruptArtifactError, InputError, reason
 from b3_core.head import same
 from b3_core.negatives import Negatives
 from b3_core.neighbours import RankTable
-from b3_core.pairs import PairTable
+from b3_core.pairs import PairTable, RowGroups
 from b3_core.progress import Progress, silent
 from b3_core.store import Artifact, ArtifactStore, Draft
 
@@ -209,7 +209,7 @@ class Manifest:
         flat = table["negatives"].combine_chunks().flatten().to_numpy()
         return cls(head, plan, Negatives(flat.reshape(*plan.row_SB.shape, head["negatives"])))
 
-    def check(self, tables: Sequence[PairTable], *, where: str) -> None:
+    def check(self, tables: Sequence[PairTable | RowGroups], *, where: str) -> None:
         """Check the plan against the datasets' rows: what must hold before anything is trained.
 
         Parameters

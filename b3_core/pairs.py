@@ -14,6 +14,7 @@ Legend: N rows, G groups.
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -32,9 +33,11 @@ __all__ = [
     "SCHEMA",
     "VERSION",
     "PairTable",
+    "RowGroups",
     "Split",
     "edited_rows",
     "group_ids",
+    "open_rows",
     "read_keys",
     "read_split",
     "rows_before",
@@ -138,6 +141,60 @@ class PairTable:
         table = pq.read_table(artifact.path(f"{name}.parquet"))
         dataset = table.schema.metadata[b"dataset"].decode()
         return cls(dataset, table.replace_schema_metadata())
+
+
+@dataclass(frozen=True, eq=False)
+class RowGroups:
+    """Rows of one dataset without their texts: what a plan is checked against, and masked by."""
+
+    dataset: str
+    group_N: npt.NDArray[np.int32]
+    digest: str
+    """As :class:`PairTable` has it."""
+    negative_group_N: npt.NDArray[np.int32] | None = None
+    """Groups of the hard negatives that rows came with; None where they did not."""
+
+    def __len__(self) -> int:
+        return len(self.group_N)
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read the keys and groups of a file that :meth:`PairTable.save` wrote, part by part.
+
+        Raises
+        ------
+        ValueError
+            The columns are not ``SCHEMA``, or the file is no parquet.
+        """
+        digest = hashlib.sha256()
+        with open_rows(file) as parts:
+            schema = parts.schema_arrow
+            groups = [name for name in ("group", "negative_group") if name in schema.names]
+            found: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in groups}
+            for part in parts.iter_batches(columns=["key", *groups]):
+                digest.update("".join(part["key"].to_pylist()).encode())
+                for name in groups:
+                    found[name].append(part[name].to_numpy())
+        group_of = {name: np.concatenate([np.zeros(0, np.int32), *found[name]]) for name in groups}
+        digest.update(group_of["group"].astype("<i4").tobytes())
+        dataset = (schema.metadata or {}).get(b"dataset", b"").decode()
+        return cls(dataset, group_of["group"], digest.hexdigest(), group_of.get("negative_group"))
+
+
+def open_rows(file: Path) -> pq.ParquetFile:
+    """Open a file that :meth:`PairTable.save` wrote, to read it part by part.
+
+    Raises
+    ------
+    ValueError
+        The columns are not ``SCHEMA``, or the file is no parquet.
+    """
+    opened = pq.ParquetFile(file)
+    names = opened.schema_arrow.names
+    if not any(opened.schema_arrow.equals(schema) for schema in (SCHEMA, _TRIPLETS)):
+        opened.close()
+        raise ValueError(f"its columns are {names} and not {SCHEMA.names}, or of other types")
+    return opened
 
 
 def read_keys(artifact: Artifact, part: str = "train") -> pa.ChunkedArray:

@@ -20,7 +20,7 @@ trainer is given the whole plan as *one* of its epochs: ``one_pass=True`` and
 Legend: S batches, B rows of a batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Self
 
 import numpy as np
@@ -177,11 +177,14 @@ class PlanSampler:
         return np.flatnonzero(self._epoch_S == self._epoch)
 
 
-def for_trainer(plan: BatchPlan, *, processes: int = 1) -> Callable[..., PlanSampler]:
-    """Return what sentence-transformers' ``batch_sampler=`` argument takes: a sampler's maker.
+class TrainerSampler:
+    """Makes the sampler of a plan when sentence-transformers' trainer asks for it.
 
     The trainer calls it with its dataset, one of slots, and its per-device batch size; and with
     label columns, a generator and a seed, which a plan has no use for.
+
+    Each checkpoint holds the trainer's arguments, pickled, and this among them: it goes without the
+    plan, which may be large and is where it was.
 
     Parameters
     ----------
@@ -189,9 +192,26 @@ def for_trainer(plan: BatchPlan, *, processes: int = 1) -> Callable[..., PlanSam
         As :class:`PlanSampler` has them.
     """
 
-    def make(
-        dataset: Sized, batch_size: int, drop_last: bool = True, **unused: object
+    def __init__(self, plan: BatchPlan, *, processes: int = 1) -> None:
+        self._plan: BatchPlan | None = plan
+        self._processes = processes
+
+    def __call__(
+        self, dataset: Sized, batch_size: int, drop_last: bool = True, **unused: object
     ) -> PlanSampler:
+        """Return the sampler of all epochs in one pass.
+
+        Raises
+        ------
+        InputError
+            The dataset or the batch size is not the plan's, or the arguments are a checkpoint's.
+        """
+        plan, processes = self._plan, self._processes
+        if plan is None:
+            raise InputError(
+                "the arguments of a checkpoint hold no plan",
+                remedy="set batch_sampler anew from the manifest",
+            )
         sampler = PlanSampler.of_slots(plan, processes=processes, one_pass=True)
         if batch_size != sampler.batch_size:
             raise InputError(
@@ -208,4 +228,19 @@ def for_trainer(plan: BatchPlan, *, processes: int = 1) -> Callable[..., PlanSam
             )
         return sampler
 
-    return make
+    def __getstate__(self) -> dict[str, object]:
+        return {"_plan": None, "_processes": self._processes}
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # a copy in this process keeps the plan
+
+
+def for_trainer(plan: BatchPlan, *, processes: int = 1) -> TrainerSampler:
+    """Return what sentence-transformers' ``batch_sampler=`` argument takes: a sampler's maker.
+
+    Parameters
+    ----------
+    plan, processes
+        As :class:`PlanSampler` has them.
+    """
+    return TrainerSampler(plan, processes=processes)

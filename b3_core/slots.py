@@ -206,14 +206,14 @@ def _prompted(texts: pa.ChunkedArray, prompt: str) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(prompt, texts, "") if prompt else texts
 
 
-#: What tells which candidates a row is contrasted with: slot numbers -> an array, a line a slot.
-Marks = Callable[[Sequence[int]], npt.NDArray[Any]]
+#: What tells which candidates a row is contrasted with: slot numbers -> a tensor, a line a slot.
+Marks = Callable[[Sequence[int]], Any]
 
 
 def slot_dataset(slots: Slots, rows: "Dataset", *, marks: Marks | None = None) -> "Dataset":
     """Return a dataset with an item a slot, looked up when it is asked for.
 
-    Items have ``query``, ``positive``; ``negative`` if rows came with one; the mined ones from
+    Items have ``query``, ``positive``; ``negative_0`` if rows came with one; the mined ones from
     ``negative_1`` to ``negative_H``; and ``label``: the groups of the positive and of all of these,
     which :class:`b3_core.loss.GroupedInfoNCE` masks by.
 
@@ -227,7 +227,9 @@ def slot_dataset(slots: Slots, rows: "Dataset", *, marks: Marks | None = None) -
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
     numbers = Dataset.from_dict({"slot": np.arange(len(slots))})
-    return numbers.with_transform(_Lookup(slots, rows, marks or slots.groups))
+    return numbers.with_transform(
+        _Lookup(slots, rows, marks or (lambda slot_x: slots.groups(slot_x).tolist()))
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,11 +241,11 @@ class _Lookup:
     marks: Marks
 
     def __call__(self, items: dict[str, list[int]]) -> dict[str, Any]:
-        import torch  # noqa: PLC0415 - who asks for texts to train on has it
-
         at_xX = self.slots.rows(items["slot"])
         own = self.rows[at_xX[:, 0].tolist()]
-        columns = {name: own[name] for name in ("query", "positive", "negative") if name in own}
+        columns = {"query": own["query"], "positive": own["positive"]}
+        if self.slots.given_N is not None:
+            columns["negative_0"] = own["negative"]
         for number in range(1, at_xX.shape[1]):
             columns[f"negative_{number}"] = self.rows[at_xX[:, number].tolist()]["positive"]
-        return {**columns, "label": torch.from_numpy(self.marks(items["slot"]))}
+        return {**columns, "label": self.marks(items["slot"])}

@@ -27,7 +27,15 @@ from b3_core.errors import B3Error, CorruptArtifactError, InputError, Unreachabl
 from b3_core.remote import open_fs
 from b3_core.usage import Usage
 
-__all__ = ["Address", "Artifact", "ArtifactStore", "Draft", "canonical_json", "open_artifact"]
+__all__ = [
+    "Address",
+    "Artifact",
+    "ArtifactStore",
+    "Draft",
+    "cache_folder",
+    "canonical_json",
+    "open_artifact",
+]
 
 RECORD = "record.json"
 DRAFTS, PROBE, NOTES = ".drafts", ".probe-", ".notes"  # what is no artifact, below the root
@@ -247,9 +255,7 @@ class ArtifactStore:
         """Return a local path for a stored file, fetching it once per machine if it is remote."""
         if self._local:
             return Path(self._path(path))
-        cache = Path(tempfile.gettempdir(), f"b3-cache-{os.getuid()}")
-        cache.mkdir(mode=0o700, exist_ok=True)
-        target = cache / f"{entry.sha256}{PurePosixPath(path).suffix}"
+        target = cache_folder() / f"{entry.sha256}{PurePosixPath(path).suffix}"
         if anew or not target.exists() or target.stat().st_size != entry.size:
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
             try:
@@ -370,6 +376,16 @@ class ArtifactStore:
             )
         whole: dict[str, Any] = record
         return whole
+
+
+def cache_folder() -> Path:
+    """Return this machine's folder of copies, named by content; whatever is in it may be deleted.
+
+    It is below the folder for temporary files (``TMPDIR``).
+    """
+    folder = Path(tempfile.gettempdir(), f"b3-cache-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def open_artifact(uri: str) -> Artifact:

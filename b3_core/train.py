@@ -136,7 +136,8 @@ def train_student(
         slots = Slots.of_pairs(plan, pairs, negatives)
         marks = None
         if spec.positive_margin is not None:
-            marks = PositiveMargin(slots, spec.positive_margin, *zip(*teacher_of, strict=True))
+            margin = PositiveMargin(slots, spec.positive_margin, *zip(*teacher_of, strict=True))
+            marks = _as_tensors(margin)
         everywhere = [(spec.query_prompt, spec.positive_prompt)] * len(pairs)
         rows = row_dataset(pairs, prompts or everywhere)
         arguments = _arguments(model, spec, plan=plan, seed=seed, output=scratch)
@@ -196,6 +197,10 @@ def _trainer(
         ),
         optimizers=(torch.optim.SparseAdam(model.parameters(), lr=arguments.learning_rate), None),
     )
+
+
+def _as_tensors(margin: PositiveMargin) -> Marks:
+    return lambda slot_x: torch.from_numpy(margin(slot_x))  # a collator stacks tensors' rows fast
 
 
 def _arguments(

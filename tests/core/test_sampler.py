@@ -1,5 +1,8 @@
 """The sampler yields the plan: nothing else, nothing less, in its order."""
 
+import copy
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -155,6 +158,15 @@ class TestForTrainer:
             InputError, match=rf"size is {size} a device; expected {2 // processes}"
         ):
             make(range(10), batch_size=size, **self.SETTINGS)
+
+    def test_a_checkpoint_can_hold_it_but_not_the_plan(self):
+        make = for_trainer(PLAN, processes=2)
+        saved = pickle.dumps(make)
+        assert len(saved) < 200
+        with pytest.raises(InputError, match="the arguments of a checkpoint hold no plan"):
+            pickle.loads(saved)(range(10), batch_size=1)
+        copied = copy.deepcopy(make)(range(10), batch_size=1)
+        assert list(copied) == list(make(range(10), batch_size=1))
 
     def test_another_dataset_is_refused(self):
         with pytest.raises(InputError, match="dataset has 9 items; expected 10"):
