@@ -13,6 +13,7 @@ Legend: S batches, B rows of a batch.
 import math
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -142,10 +143,11 @@ def train_student(
         rows = row_dataset(pairs, prompts or everywhere)
         arguments = _arguments(model, spec, plan=plan, seed=seed, output=scratch)
         factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)
+        began = time.monotonic()
         trainer = _trainer(
             model, spec, arguments, rows=rows, slots=slots, marks=marks, rate_factor=factor
         )
-        watch = Watch(trainer, progress, checkpoints)
+        watch = Watch(trainer, progress, checkpoints, began=began)
         trainer.add_callback(watch)
         if trainer.is_world_process_zero():
             for logger in loggers(compute, run):

@@ -126,14 +126,25 @@ class PlanTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Tells progress, keeps the loss curve, and has checkpoints written in time."""
+    """Tells progress, keeps the loss curve, and has checkpoints written in time.
+
+    Parameters
+    ----------
+    began
+        When the training began, with what there is to do before its first step.
+    """
 
     def __init__(
-        self, trainer: PlanTrainer, progress: Progress, checkpoints: Checkpoints | None
+        self,
+        trainer: PlanTrainer,
+        progress: Progress,
+        checkpoints: Checkpoints | None,
+        *,
+        began: float,
     ) -> None:
         self.curve: list[tuple[int, float]] = []
         self._trainer, self._progress, self._checkpoints = trainer, progress, checkpoints
-        self._started = self._kept = time.monotonic()
+        self._started, self._kept = began, time.monotonic()
         self._before = 0.0
 
     @property

@@ -83,7 +83,7 @@ def test_slots_are_the_plans_texts_negatives_and_groups(mined, artifact):
         assert item["query"] == table.queries[row].as_py()
         assert item["positive"] == texts[row]
         groups = [table.group_N[row]]
-        for number, negative in enumerate(hard[s, b], start=1):
+        for number, negative in enumerate(hard[s, b] if (hard[s] >= 0).any() else [], start=1):
             assert item[f"negative_{number}"] == texts[row if negative < 0 else negative]
             groups.append(NOBODY if negative < 0 else table.group_N[negative])
         assert item["label"] == groups
