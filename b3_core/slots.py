@@ -227,9 +227,7 @@ def slot_dataset(slots: Slots, rows: "Dataset", *, marks: Marks | None = None) -
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
     numbers = Dataset.from_dict({"slot": np.arange(len(slots))})
-    return numbers.with_transform(
-        _Lookup(slots, rows, marks or (lambda slot_x: slots.groups(slot_x).tolist()))
-    )
+    return numbers.with_transform(_Lookup(slots, rows, marks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +236,7 @@ class _Lookup:
 
     slots: Slots
     rows: "Dataset"
-    marks: Marks
+    marks: Marks | None
 
     def __call__(self, items: dict[str, list[int]]) -> dict[str, Any]:
         at_xX = self.slots.rows(items["slot"])
@@ -248,4 +246,6 @@ class _Lookup:
             columns["negative_0"] = own["negative"]
         for number in range(1, at_xX.shape[1]):
             columns[f"negative_{number}"] = self.rows[at_xX[:, number].tolist()]["positive"]
+        if self.marks is None:
+            return {**columns, "label": self.slots.groups(items["slot"]).tolist()}
         return {**columns, "label": self.marks(items["slot"])}

@@ -112,7 +112,7 @@ def test_ones_own_rows_take_the_place_of_texts(mined):
         at, *hard = mined.places.rows([slot])[0].tolist()
         item = slots[slot]
         assert (item["query"], item["positive"]) == (mined.rows[at]["query"], at)
-        assert [item["negative_1"], item["negative_2"]] == hard
+        assert [item[f"negative_{number}"] for number in range(1, len(hard) + 1)] == hard
         assert item["label"] == mined.slots[slot]["label"]
     with pytest.raises(InputError, match="a dataset of 92 rows .*expected 93 rows"):
         mined.slots_over(own.select(range(92)))

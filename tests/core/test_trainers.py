@@ -62,6 +62,8 @@ def planned(artifact):
     batches = []
     for s, dataset in enumerate(plan.dataset_S):
         table, own_B, hard_BH = tables[dataset], plan.row_SB[s], hard[s]
+        if (hard_BH < 0).all():  # no columns for what a whole batch lacks
+            hard_BH = hard_BH[:, :0]
         filled_BH = np.where(hard_BH < 0, own_B[:, None], hard_BH)
         at = [own_B, *filled_BH.T]
         texts = [
@@ -71,6 +73,12 @@ def planned(artifact):
         group_BH = np.where(hard_BH < 0, NOBODY, table.group_N[hard_BH])
         batches.append([texts, np.column_stack([table.group_N[own_B], group_BH]).tolist()])
     return batches
+
+
+@pytest.fixture(scope="module")
+def first(mined):
+    """The first slot of the first batch that has hard negatives."""
+    return SIZE * int((mined.places.negative_SBH >= 0).any(axis=(1, 2)).argmax())
 
 
 def joined(ranks):
@@ -232,8 +240,8 @@ class TestCollator:
     def collate(self, made):
         return TextCollator(AutoTokenizer.from_pretrained(made[1]))
 
-    def test_columns_become_tokens_and_groups(self, collate, mined):
-        items = [mined.slots[slot] for slot in range(3)]
+    def test_columns_become_tokens_and_groups(self, collate, mined, first):
+        items = [mined.slots[slot] for slot in range(first, first + 3)]
         batch = collate(items)
         names = ["query", "positive", "negative_1", "negative_2"]
         kinds = ["input_ids", "attention_mask"]
@@ -246,24 +254,24 @@ class TestCollator:
             assert texts == [item[name] for item in items]
         assert batch["label"].tolist() == [item["label"] for item in items]
 
-    def test_prompts_and_length(self, collate, mined):
+    def test_prompts_and_length(self, collate, mined, first):
         short = TextCollator(collate.tokenizer, "call ", "to the ", max_length=3)
-        batch = short([mined.slots[0]])
+        batch = short([mined.slots[first]])
         decoded = {
             name: collate.tokenizer.decode(batch[f"{name}_input_ids"][0])
             for name in ("query", "positive", "negative_2")
         }
         assert decoded == {
-            "query": "call " + " ".join(mined.slots[0]["query"].split()[:2]),
+            "query": "call " + " ".join(mined.slots[first]["query"].split()[:2]),
             "positive": "to the to",
             "negative_2": "to the to",
         }
 
 
-def test_a_model_of_tokens_has_the_loss_of_its_vectors(made, mined):
+def test_a_model_of_tokens_has_the_loss_of_its_vectors(made, mined, first):
     artifact, folder = made
     model, collate = trainers._own_model(str(folder))
-    batch = collate([mined.slots[slot] for slot in range(SIZE)])
+    batch = collate([mined.slots[slot] for slot in range(first, first + SIZE)])
     vectors = []
     for name in ("query", "positive", "negative_1", "negative_2"):
         hidden = model.encoder(
