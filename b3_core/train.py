@@ -48,7 +48,7 @@ VERSION = 3
 # As TrainSpec.learning_rate says: what is trained already wants smaller steps, and a batch of
 # four times the rows, whose gradient has half the noise, twice the step (square-root scaling for
 # Adam: Malladi et al. 2022, arXiv 2205.10287).
-_RATE = {"random": 1e-2, "static": 1.5e-3, "transformer": 2e-5}
+_RATE = {"random": 1e-2, "static": 1.5e-3, "transformer": 2e-5, "adapters": 1e-4}
 _RATE_ROWS = 64
 _CACHED_FROM = 256  # rows a device: beyond, gradients are cached to bound memory
 _CACHED_ROWS = 64  # rows of one forward pass then; does not change the gradient
@@ -246,7 +246,7 @@ def _arguments(
 def _rate(model: SentenceTransformer, spec: TrainSpec, *, rows: int) -> float:
     """Return the peak learning rate for batches of ``rows``, where CONFIG leaves it open."""
     if not is_static(model):
-        kind = "transformer"
+        kind = "transformer" if spec.lora is None else "adapters"
     else:
         kind = "random" if spec.student == "static" else "static"
     return _RATE[kind] * math.sqrt(rows / _RATE_ROWS)

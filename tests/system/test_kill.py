@@ -133,13 +133,14 @@ def test_killed_within_a_training(b3, write_config, tmp_path, prefect_home):
         for record in records(store).values()
         if record["stage"] == "checkpoint"
     )
-    b3("train", config)
+    b3("train", config, timeout=600)
     (file,) = store.glob("*/student/*/model/model.*.safetensors")
     (loss,) = store.glob("*/student/*/loss.*.json")
     assert killed_at > 0
     assert not list(store.glob("*/checkpoint/*/record.json"))
 
-    b3("train", write_config("whole.yaml", **long, store={"root": str(tmp_path / "whole")}))
+    whole = write_config("whole.yaml", **long, store={"root": str(tmp_path / "whole")})
+    b3("train", whole, timeout=600)
     (whole,) = (tmp_path / "whole").glob("*/student/*/model/model.*.safetensors")
     assert file.read_bytes() == whole.read_bytes()
     (expected,) = (tmp_path / "whole").glob("*/student/*/loss.*.json")
