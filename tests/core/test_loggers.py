@@ -12,13 +12,10 @@ from tests.core.test_train import PAIRS, PLAN, SPEC
 
 def test_tensorboard_gets_a_folder_a_run(tmp_path):
     compute = ComputeSpec(report_to=("tensorboard",), log_dir=str(tmp_path / "logs"))
-    for run in ("one", "two"):
-        train.train_student(
-            PAIRS, PLAN, SPEC, seed=5, output=tmp_path / run, compute=compute, run=run
-        )
-        (events,) = (tmp_path / "logs" / run).iterdir()
-        assert b"train/loss" in events.read_bytes()
-        assert b"train/learning_rate" in events.read_bytes()
+    train.train_student(PAIRS, PLAN, SPEC, seed=5, output=tmp_path, compute=compute, run="one")
+    (events,) = (tmp_path / "logs" / "one").iterdir()
+    assert b"train/loss" in events.read_bytes()
+    assert b"train/learning_rate" in events.read_bytes()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")

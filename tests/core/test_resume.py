@@ -60,7 +60,10 @@ def same(one, other):
         np.testing.assert_array_equal(one[name], other[name])
 
 
-@pytest.mark.parametrize("kind", ["static", "bert", "lora", "chunks"])
+@pytest.mark.parametrize(
+    "kind",
+    ["static", "lora", *(pytest.param(k, marks=pytest.mark.slow) for k in ("bert", "chunks"))],
+)
 def test_it_ends_with_the_same_bits(kind, spec, tmp_path):
     chosen = {
         "static": SPEC,
@@ -113,6 +116,7 @@ def test_no_pickle_is_in_a_checkpoint_but_torchs_own(spec, tmp_path):
         assert json.loads((folder / "trainer_state.json").read_bytes())["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_gone_costs_work_only(spec, tmp_path):
     store = ArtifactStore(str(tmp_path / "store"))
     checkpoints = Checkpoints(store, STUDENT, seconds=0)

@@ -35,8 +35,17 @@ def run(spec, output, **settings):
     return train.train_student(PAIRS, PLAN, spec, seed=5, output=output, **settings)
 
 
-@pytest.mark.parametrize("lora", [None, LoraSpec(r=2)])
-@pytest.mark.parametrize("architecture", ["bert", "clip", "qwen2"])
+@pytest.mark.parametrize(
+    ("architecture", "lora"),
+    [
+        ("clip", None),
+        ("qwen2", LoraSpec(r=2)),
+        pytest.param("bert", None, marks=pytest.mark.slow),
+        pytest.param("qwen2", None, marks=pytest.mark.slow),
+        pytest.param("bert", LoraSpec(r=2), marks=pytest.mark.slow),
+        pytest.param("clip", LoraSpec(r=2), marks=pytest.mark.slow),
+    ],
+)
 def test_a_student_is_trained_and_loads_as_any_model_does(architecture, lora, models, tmp_path):
     folder = models[architecture]
     spec = TrainSpec(student=str(folder), learning_rate=1e-2, lora=lora)
