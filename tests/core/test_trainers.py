@@ -115,7 +115,8 @@ def test_every_trainer_on_every_world_sees_the_plan_and_goes_on_where_another_wa
     stops = {1: 11, 2: 23, 4: len(expected)}  # at the end of an epoch; in the middle of one
     masked = [np.array(labels) for _, labels in expected]
     assert sum(len(set(group_BH[:, 0])) < SIZE for group_BH in masked) > 10
-    assert sum((group_BH == NOBODY).sum() for group_BH in masked) > 100
+    # Some batches have hard negatives, and some lack all of them, and have no columns for any.
+    assert {group_BH.shape[1] for group_BH in masked} == {1, 3}
     seen = {}
     for world, stop in stops.items():
         port = str(free_port())
@@ -215,7 +216,12 @@ def one_table(tmp_path_factory):
 def test_a_script_of_the_page_runs_as_it_stands(name, one_table, tmp_path):
     done = run_script(filled(blocks()[name], *one_table), tmp_path)
     if name == "Your own dataset":
-        assert re.match(r"how do I .* b'image \d+' b'image \d+' \[\d+, \d+, \d+\]", done.stdout)
+        image = r"b'image \d+'"
+        item = (
+            rf"{{'query': 'how do I .*', 'positive': {image}, 'negative_1': {image}, "
+            rf"'negative_2': {image}, 'label': \[\d+, \d+, \d+\]}}"
+        )
+        assert re.match(item, done.stdout), done.stdout
     else:
         assert list(tmp_path.rglob("*.safetensors"))
 
