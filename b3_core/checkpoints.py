@@ -48,7 +48,7 @@ class Checkpoints:
             yield folder
 
     def keep(self, folder: Path, step: int) -> None:
-        """Take the checkpoint in ``folder`` into the store, and let go of the one before it."""
+        """Move the checkpoint in ``folder`` into the store, and let go of the one before it."""
         before = self._noted()
         address = Address.of(
             self.student.dataset,
@@ -60,7 +60,7 @@ class Checkpoints:
         lineage = {"student": self.student.fingerprint}
         with self.store.draft(address, lineage=lineage, settings={"step": step}) as draft:
             for file in sorted(folder.iterdir()):
-                shutil.copyfile(file, draft.path(f"{STAGE}/{file.name}"))
+                shutil.move(file, draft.path(f"{STAGE}/{file.name}"))
         self.store.set_note(self._name, {"fingerprint": address.fingerprint})
         if before is not None and before != address:
             self.store.discard(before)

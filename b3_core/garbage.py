@@ -74,10 +74,10 @@ def _unnamed(
         if f"{folder}/{RECORD}" not in found:
             yield from ((path, "its artifact has no record") for path in found)
             continue
-        named = {f"{folder}/{name}" for name in store.named_files(folder)} | {f"{folder}/{RECORD}"}
         if _is_spent(store, folder, files):
             yield from ((path, "the checkpoint of a student that is finished") for path in found)
             continue
+        named = {f"{folder}/{name}" for name in store.named_files(folder)} | {f"{folder}/{RECORD}"}
         yield from ((path, "its artifact's record does not name it") for path in found - named)
 
 

@@ -13,6 +13,7 @@ that rows came with if any, mined ones), C = B X candidates, D width, T tables.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -61,17 +62,26 @@ class PositiveMargin:
         row_BH, group_BX = self.slots.rows(every), self.slots.groups(every)
         group_C = group_BX.T.ravel()
         masked_bC = (group_BX[own_b, :1] == group_C) | (group_C == NOBODY)
-        masked_bC |= self._too_near(own_b, row_BH, columns=group_BX.shape[1])
+        start = int(self.slots.start_S[batch[0]])
+        masked_bC |= self._too_near(own_b, row_BH - start, start, columns=group_BX.shape[1])
         masked_bC[np.arange(len(own_b)), own_b] = False
         return np.asarray(~masked_bC)
 
     def _too_near(
-        self, own_b: npt.NDArray[np.int64], row_BH: npt.NDArray[np.int64], *, columns: int
+        self,
+        own_b: npt.NDArray[np.int64],
+        row_BH: npt.NDArray[np.int64],
+        start: int,
+        *,
+        columns: int,
     ) -> npt.NDArray[np.bool_]:
-        """Return which candidates score above the share of the own positive's score, b x C."""
-        table, start = self._table(int(row_BH[0, 0]))
-        query_bD = table[0][row_BH[own_b, 0] - start].astype(np.float32)
-        near = [query_bD @ table[1][row_B - start].astype(np.float32).T for row_B in row_BH.T]
+        """Return which candidates score above the share of the own positive's score, b x C.
+
+        Rows are those of the table that begins at position ``start``.
+        """
+        query_ND, positive_ND = self._vectors_at[start]
+        query_bD = query_ND[row_BH[own_b, 0]].astype(np.float32)
+        near = [query_bD @ positive_ND[row_B].astype(np.float32).T for row_B in row_BH.T]
         own = near[0][np.arange(len(own_b)), own_b]
         limit_b1 = np.where(own > 0, self.share * own, np.inf)[:, None]
         above = [score_bB > limit_b1 for score_bB in near]
@@ -79,8 +89,8 @@ class PositiveMargin:
             above.insert(1, np.zeros_like(above[0]))
         return np.concatenate(above, axis=1)
 
-    def _table(self, position: int) -> tuple[tuple[Vectors, Vectors], int]:
-        """Return the vectors of the table that a position is in, and where that begins."""
-        start_T = np.cumsum([0, *(len(part) for part in self.query_of)])
-        table = int(np.searchsorted(start_T, position, side="right")) - 1
-        return (self.query_of[table], self.positive_of[table]), int(start_T[table])
+    @cached_property
+    def _vectors_at(self) -> dict[int, tuple[Vectors, Vectors]]:
+        """Where a table begins -> its vectors."""
+        start_T = np.cumsum([0, *(len(part) for part in self.query_of)])[:-1].tolist()
+        return dict(zip(start_T, zip(self.query_of, self.positive_of, strict=True), strict=True))

@@ -93,17 +93,11 @@ class MinedBatches:
         files = [_arrow_file(each) for each in pairs]
         tables = [_groups_of(each) for each in pairs]
         manifest.check(tables, where=artifact.uri)
-        groups = [table.group_N for table in tables]
         return cls(
             artifact.uri,
             manifest,
             tuple(map(len, tables)),
-            Slots.of(
-                manifest.plan,
-                groups,
-                manifest.negatives,
-                given_of=[table.negative_group_N for table in tables],
-            ),
+            Slots.of_pairs(manifest.plan, tables, manifest.negatives),
             concatenate_datasets([_mapped(file) for file in files]),
         )
 

@@ -110,10 +110,9 @@ class PairTable:
         return self.table["negative"]
 
     @cached_property
-    def negative_group_N(self) -> npt.NDArray[np.int32]:
-        """Group of every row's own hard negative: int32, N; KeyError where there is none."""
-        group_N: npt.NDArray[np.int32] = self.table["negative_group"].to_numpy()
-        return group_N
+    def negative_group_N(self) -> npt.NDArray[np.int32] | None:
+        """Group of the hard negative that every row came with: int32, N; None where none did."""
+        return self.table["negative_group"].to_numpy() if self.has_negatives else None
 
     @cached_property
     def group_N(self) -> npt.NDArray[np.int32]:

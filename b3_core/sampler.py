@@ -233,14 +233,3 @@ class TrainerSampler:
 
     def __deepcopy__(self, memo: object) -> Self:
         return self  # a copy in this process keeps the plan
-
-
-def for_trainer(plan: BatchPlan, *, processes: int = 1) -> TrainerSampler:
-    """Return what sentence-transformers' ``batch_sampler=`` argument takes: a sampler's maker.
-
-    Parameters
-    ----------
-    plan, processes
-        As :class:`PlanSampler` has them.
-    """
-    return TrainerSampler(plan, processes=processes)

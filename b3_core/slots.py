@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from b3_core.batches import BatchPlan
 from b3_core.errors import InputError
 from b3_core.negatives import Negatives
-from b3_core.pairs import PairTable
+from b3_core.pairs import PairTable, RowGroups
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,10 +82,13 @@ class Slots:
 
     @classmethod
     def of_pairs(
-        cls, plan: BatchPlan, pairs: Sequence[PairTable], negatives: Negatives | None = None
+        cls,
+        plan: BatchPlan,
+        pairs: Sequence[PairTable | RowGroups],
+        negatives: Negatives | None = None,
     ) -> Self:
         """Lay a plan's slots out over its tables."""
-        given_of = [table.negative_group_N if table.has_negatives else None for table in pairs]
+        given_of = [table.negative_group_N for table in pairs]
         return cls.of(plan, [table.group_N for table in pairs], negatives, given_of=given_of)
 
     def __len__(self) -> int:

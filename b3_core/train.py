@@ -37,11 +37,11 @@ from b3_core.margin import PositiveMargin, Vectors
 from b3_core.negatives import Negatives
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
-from b3_core.sampler import for_trainer
+from b3_core.sampler import TrainerSampler
 from b3_core.slots import Marks, Slots, row_dataset, slot_dataset
 from b3_core.static import SparseMean, TokenTable, is_static
 from b3_core.student import build_student, merge_adapters, save_memory
-from b3_core.trainer import POINTS, PlanTrainer, Watch
+from b3_core.trainer import PlanTrainer, Watch, steps_a_point
 
 VERSION = 3
 
@@ -229,7 +229,7 @@ def _arguments(
         dataloader_pin_memory=False,
         seed=seed,
         logging_strategy="steps",
-        logging_steps=max(1, len(plan.row_SB) // POINTS),
+        logging_steps=steps_a_point(len(plan.row_SB)),
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
@@ -238,7 +238,7 @@ def _arguments(
     # One process drives one device: DataParallel would multiply the batch by the GPUs it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     # The number of processes is known once the arguments have joined the process group.
-    arguments.batch_sampler = for_trainer(plan, processes=arguments.world_size)
+    arguments.batch_sampler = TrainerSampler(plan, processes=arguments.world_size)
     arguments.per_device_train_batch_size = rows // arguments.world_size
     return arguments
 

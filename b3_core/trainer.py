@@ -21,8 +21,13 @@ from b3_core.checkpoints import Checkpoints
 from b3_core.errors import B3Error, CorruptArtifactError
 from b3_core.progress import Progress
 
-POINTS = 50  # of the loss curve
+_POINTS = 50  # of the loss curve
 _TRAINED, _RANDOM, _CURVE = "trained.safetensors", "random.safetensors", "curve.json"
+
+
+def steps_a_point(steps: int) -> int:
+    """Return how many of a training's steps a point of its loss curve stands for."""
+    return max(1, steps // _POINTS)
 
 
 class PlanTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
@@ -163,7 +168,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Note the losses now and then: reading them waits for the device."""
         step, steps = state.global_step, state.max_steps
-        if step % max(1, steps // POINTS) == 0 or step == steps:
+        if step % steps_a_point(steps) == 0 or step == steps:
             losses = torch.stack(self._trainer.step_losses)
             self._trainer.step_losses.clear()
             means = self._trainer.accelerator.reduce(losses, "mean").tolist()

@@ -1,6 +1,7 @@
 """What the tests of several modules need."""
 
 import pytest
+import torch
 
 from b3_core.store import ArtifactStore
 
@@ -19,3 +20,12 @@ def store(request, tmp_path):
         return ArtifactStore(f"{bucket}/{tmp_path.name}")
     root = str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
     return ArtifactStore(root)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small products on several threads mostly wait, and beside other processes for long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

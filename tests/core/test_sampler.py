@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from b3_core.batches import BatchPlan
 from b3_core.errors import InputError
 from b3_core.pairs import SCHEMA, PairTable, group_ids
-from b3_core.sampler import PlanSampler, for_trainer
+from b3_core.sampler import PlanSampler, TrainerSampler
 from b3_core.slots import row_dataset
 
 
@@ -148,19 +148,19 @@ class TestForTrainer:
     SETTINGS = {"drop_last": False, "valid_label_columns": ["label"], "generator": None, "seed": 7}
 
     def test_it_is_called_as_the_trainer_calls_it(self):
-        sampler = for_trainer(PLAN)(range(10), batch_size=2, **self.SETTINGS)
+        sampler = TrainerSampler(PLAN)(range(10), batch_size=2, **self.SETTINGS)
         assert list(sampler) == SLOTS
 
     @pytest.mark.parametrize(("size", "processes"), [(1, 1), (4, 1), (2, 2)])
     def test_another_batch_size_is_refused(self, size, processes):
-        make = for_trainer(PLAN, processes=processes)
+        make = TrainerSampler(PLAN, processes=processes)
         with pytest.raises(
             InputError, match=rf"size is {size} a device; expected {2 // processes}"
         ):
             make(range(10), batch_size=size, **self.SETTINGS)
 
     def test_a_checkpoint_can_hold_it_but_not_the_plan(self):
-        make = for_trainer(PLAN, processes=2)
+        make = TrainerSampler(PLAN, processes=2)
         saved = pickle.dumps(make)
         assert len(saved) < 200
         with pytest.raises(InputError, match="the arguments of a checkpoint hold no plan"):
@@ -170,7 +170,7 @@ class TestForTrainer:
 
     def test_another_dataset_is_refused(self):
         with pytest.raises(InputError, match="dataset has 9 items; expected 10"):
-            for_trainer(PLAN)(range(9), batch_size=2, **self.SETTINGS)
+            TrainerSampler(PLAN)(range(9), batch_size=2, **self.SETTINGS)
 
 
 @settings(deadline=None)

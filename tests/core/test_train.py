@@ -67,13 +67,7 @@ def small_plan(epochs=2, size=4, seed=0):
 PLAN = small_plan()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small products on several threads mostly wait, and beside other processes for long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weights(folder: Path) -> np.ndarray:
