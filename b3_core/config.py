@@ -7,8 +7,9 @@ the sections ``store`` and ``compute`` are compute, all others identity.
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
@@ -26,6 +27,9 @@ HARD_NEGATIVES = 5
 #: Classification ranks labels instead of rows, and knows no p.
 DEFAULT_P: dict[str, int] = {"retrieval": 30, "grounding": 30, "vqa": 70, "classification": 0}
 
+#: What files of rows are called.
+DATA_SUFFIXES = {".parquet", ".arrow", ".tar"}
+
 _SLIVER = 1e-6  # of an epoch: sums of fractions such as 1/3 are not exact
 
 Prompted = TypeVar("Prompted", "TeacherSpec", "TrainSpec")
@@ -38,13 +42,56 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class MediaSpec(Spec):
+    """Where the images and videos of a dataset are, and what is done about those that are bad."""
+
+    root: str | None = Field(
+        None,
+        description="Folder or s3:// prefix that paths of images and videos are below, and never "
+        "leave; by default the folder of the dataset's uri.",
+    )
+    bad: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="What a missing, broken or oversized one does: end the run, naming it, or have "
+        "its rows left out, counted and listed.",
+    )
+    max_bytes: int = Field(
+        64 << 20, ge=1, description="Of an image's file; 16 times that of video."
+    )
+    max_pixels: int = Field(50_000_000, ge=1, description="Of an image, or of a video's frame.")
+    max_seconds: float = Field(3600, gt=0, description="Of a video.")
+
+
+#: Columns of MMEB-train's parquet files (arXiv 2410.05160).
+_MMEB = {
+    "query": "qry",
+    "query_image": "qry_image_path",
+    "positive": "pos_text",
+    "positive_image": "pos_image_path",
+}
+
+
 class DatasetSpec(Spec):
-    """One parquet dataset of (query, positive) rows."""
+    """One dataset of (query, positive) rows, each side a text, an image or video, or both."""
 
     name: Name = Field(description="Names the dataset's folder in the store.")
-    uri: str = Field(description="Parquet file, folder or glob; local path or s3://.")
-    query: str = Field(description="Column that holds the query text.")
-    positive: str = Field(description="Column that holds the positive's text.")
+    uri: str = Field(
+        description="Parquet, Arrow (a dataset that Hugging Face saved on disk) or tar "
+        "(webdataset) file, folder or glob; local path or s3://."
+    )
+    layout: Literal["columns", "mmeb"] = Field(
+        "columns",
+        description="mmeb: columns are MMEB-train's, and its image marks are taken out of texts.",
+    )
+    query: str | None = Field(None, description="Column that holds the query's text.")
+    query_image: str | None = Field(
+        None, description="Column of the query's image: paths below media.root, or bytes."
+    )
+    query_video: str | None = Field(None, description="Column of the query's video, likewise.")
+    positive: str | None = Field(None, description="Column that holds the positive's text.")
+    positive_image: str | None = Field(None, description="Column of the positive's image.")
+    positive_video: str | None = Field(None, description="Column of the positive's video.")
+    media: MediaSpec = MediaSpec()
     group: str | None = Field(
         None,
         description="Column whose equal values mark rows that are positives of one another; "
@@ -71,6 +118,44 @@ class DatasetSpec(Spec):
         None, description="Put before its queries, instead of the teacher's and the student's."
     )
     positive_prompt: str | None = Field(None, description="Put before its positives, likewise.")
+
+    @property
+    def media_columns(self) -> dict[str, dict[str, str]]:
+        """Columns of images and videos: side -> kind -> column, for those that there are."""
+        return {
+            side: kinds
+            for side in ("query", "positive")
+            if (
+                kinds := {
+                    kind: column
+                    for kind in ("image", "video")
+                    if (column := getattr(self, f"{side}_{kind}")) is not None
+                }
+            )
+        }
+
+    @property
+    def media_root(self) -> str:
+        """Folder or prefix that media are below."""
+        if self.media.root is not None:
+            return self.media.root
+        fixed = re.split(r"[*?[]", self.uri, maxsplit=1)[0]
+        is_file = fixed != self.uri or PurePosixPath(self.uri).suffix in DATA_SUFFIXES
+        return fixed.rpartition("/")[0] if is_file else fixed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_layout(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("layout") == "mmeb":
+            return {**_MMEB, **value}
+        return value
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> Self:
+        for side in ("query", "positive"):
+            if getattr(self, side) is None and side not in self.media_columns:
+                raise ValueError(f"a dataset lacks '{side}': a column of texts, or {side}_image")
+        return self
 
     def prompted(self, spec: Prompted) -> Prompted:
         """Return a teacher or student with the prompts that this dataset has of its own."""
@@ -102,6 +187,18 @@ class TeacherSpec(Spec):
         None, ge=1, description="Tokens kept; the model's own by default."
     )
     pooling: Pooling = None
+    reads: Literal["both", "positive"] = Field(
+        "both",
+        description="What stands for a row when its positives are ranked: its query, or, for a "
+        "teacher that cannot read queries (a text model, of images), its own positive.",
+    )
+    image_side: int | None = Field(
+        None,
+        ge=8,
+        description="Images are scaled down to at most so many pixels a side before the model's "
+        "own processor; only that, by default.",
+    )
+    frames: int = Field(8, ge=1, description="Frames of a video, at equal distances.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the encoder.")
 
 
@@ -325,6 +422,13 @@ class TrainSpec(Spec):
     query_prompt: str = Field("", description="Put before every query.")
     positive_prompt: str = Field("", description="Put before every positive.")
     pooling: Pooling = None
+    image_side: int | None = Field(
+        None,
+        ge=8,
+        description="Images are scaled down to at most so many pixels a side before the model's "
+        "own processor; only that, by default.",
+    )
+    frames: int = Field(8, ge=1, description="Frames of a video, at equal distances.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the student.")
     symmetric: bool = Field(
         False, description="Contrast positives with queries too: the mean of both directions."
@@ -356,6 +460,16 @@ class EvalSpec(Spec):
         description="Share of groups held out of a dataset that names no eval_uri.",
     )
     max_queries: int = Field(4000, ge=1, description="Held-out queries at most, per dataset.")
+    reverse: bool = Field(
+        False,
+        description="Rank queries for held-out positives too, as text-to-image beside "
+        "image-to-text; reported as a task of its own.",
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an evaluation is known by; choices that came later are left out at their default."""
+        return self.model_dump(exclude=set() if self.reverse else {"reverse"})
 
 
 class PromoteSpec(Spec):
@@ -392,6 +506,9 @@ class ComputeSpec(Spec):
     )
     gpus_per_worker: float = Field(0, ge=0, description="GPU share of one actor or trainer.")
     train_workers: int = Field(1, ge=1, description="Data-parallel trainers.")
+    loader_workers: int = Field(
+        0, ge=0, description="Processes of a trainer that decode images and videos ahead of it."
+    )
     checkpoint_minutes: float = Field(
         10, gt=0, description="How long a training runs before it is kept for one that goes on."
     )
@@ -572,6 +689,9 @@ def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
             update={
                 "uri": absolute_uri(d.uri, base),
                 "eval_uri": None if d.eval_uri is None else absolute_uri(d.eval_uri, base),
+                "media": d.media.model_copy(
+                    update={"root": d.media.root and absolute_uri(d.media.root, base)}
+                ),
             }
         )
         for d in spec.datasets

@@ -15,11 +15,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from b3_core import pairs, teacher
 from b3_core.artifacts import Address, Artifact, Draft
 from b3_core.config import DatasetSpec, EvalSpec, TeacherSpec, TrainSpec
 from b3_core.errors import InputError
+from b3_core.inputs import PACKED, Shelf
 from b3_core.progress import Progress, silent
 from b3_core.stage import Past, Stage
 from b3_core.store import ArtifactStore
@@ -41,10 +43,10 @@ class Pairs(Stage):
     @classmethod
     def of(cls, spec: DatasetSpec, evaluate: EvalSpec) -> Self:
         """Fingerprint the dataset's files as they are now."""
-        source = pairs.source_digest(spec.uri)
-        if spec.eval_uri is not None:
-            source += pairs.source_digest(spec.eval_uri)
-        return cls(spec, evaluate, source)
+        looks = (
+            pairs.source_digest(uri) + pairs.media_look(spec, uri) for uri in pairs.uris_of(spec)
+        )
+        return cls(spec, evaluate, "".join(looks))
 
     @property
     def dataset(self) -> str:  # noqa: D102 - the base class says it
@@ -55,15 +57,27 @@ class Pairs(Stage):
         columns = self.spec.model_dump(include={"query", "positive", "group"})
         if self.spec.negative is not None:
             columns["negative"] = self.spec.negative
-        return {**columns, **self.evaluate.model_dump(), "own_eval": self.spec.eval_uri is not None}
+        if self.spec.media_columns:  # what was read before there were any stays
+            columns |= {
+                "media": self.spec.media_columns,
+                "limits": self.spec.media.model_dump(exclude={"root"}),
+                "layout": self.spec.layout,
+            }
+        held_out = self.evaluate.model_dump(include={"holdout", "max_queries"})
+        return {**columns, **held_out, "own_eval": self.spec.eval_uri is not None}
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
         return {"source": self.source}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        split = pairs.read_split(self.spec, self.evaluate)
+        split = pairs.read_split(
+            self.spec, self.evaluate, packed=draft.path(PACKED), progress=progress
+        )
         split.save(draft)
+        if split.skipped is not None:
+            pq.write_table(split.skipped, draft.path("skipped.parquet"), compression="zstd")
+            draft.counts["skipped"] = len(split.skipped)
         draft.counts |= {
             "rows": len(split.train),
             "heldout": len(split.heldout),
@@ -93,6 +107,12 @@ class PairsRef:
     def table(self, store: ArtifactStore) -> pairs.PairTable:
         """Load the training rows."""
         return pairs.PairTable.load(store.get(self.address), "train")
+
+    def shelf(self, store: ArtifactStore) -> Shelf | None:
+        """Say where the media of its rows are; None where no side has any."""
+        if not self.spec.media_columns:
+            return None
+        return pairs.shelf_of(self.spec, store.get(self.address))
 
 
 @dataclass(frozen=True)
@@ -151,7 +171,8 @@ class Shard(DatasetStage):
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         with teacher.one_thread():
             encoder = _load_teacher(store, self.teacher_spec, self.student)
-            self.embed(encoder, self.rows(store), draft, progress)
+            rows = self.rows(store)
+            self.embed(encoder, rows, draft, shelf=self.ref.shelf(store), progress=progress)
 
     def rows(self, store: ArtifactStore) -> pa.Table:
         """Load the rows that ``start`` and ``stop`` count: all, or the fresh ones."""
@@ -162,17 +183,24 @@ class Shard(DatasetStage):
         encoder: teacher.Teacher,
         rows: pa.Table,
         draft: Draft,
+        *,
+        shelf: Shelf | None,
         progress: Progress = silent,
     ) -> None:
         """Embed with a teacher that is warm already."""
         mine = rows.slice(self.start, self.stop - self.start)
-        texts = mine["query"].to_pylist(), mine["positive"].to_pylist()
-        prompts = self.teacher_spec.query_prompt, self.teacher_spec.positive_prompt
-        sides = [
-            encoder.encode(text, prompt=prompt, progress=progress)
-            for text, prompt in zip(texts, prompts, strict=True)
-        ]
-        teacher.Embeddings(*sides).save(draft)
+        spec = self.teacher_spec
+        prompt_of = {"query": spec.query_prompt, "positive": spec.positive_prompt}
+        vectors = {
+            side: encoder.encode(
+                pairs.side_inputs(mine, side, shelf, seeing=teacher.seeing(spec)),
+                prompt=prompt_of[side],
+                progress=progress,
+            )
+            for side in (("positive",) if spec.reads == "positive" else ("query", "positive"))
+        }
+        positive_ND = vectors["positive"]
+        teacher.Embeddings(vectors.get("query", positive_ND), positive_ND).save(draft)
         draft.counts["rows"] = self.stop - self.start
 
 
@@ -194,7 +222,8 @@ class ShardWorker:
         with self.store.draft(
             shard.address, lineage=shard.inputs, settings=shard.settings
         ) as draft:
-            shard.embed(self.encoder, self._table, draft)
+            shelf = shard.ref.shelf(self.store)
+            shard.embed(self.encoder, self._table, draft, shelf=shelf)
 
 
 @dataclass(frozen=True)
@@ -267,6 +296,8 @@ class Vectors(DatasetStage):
             query_prompt=train.query_prompt,
             positive_prompt=train.positive_prompt,
             max_length=train.max_length,
+            image_side=train.image_side,
+            frames=train.frames,
             precision=train.precision,
         )
         spec = self.ref.spec.prompted(spec)
@@ -350,8 +381,10 @@ def _load_teacher(
 def _teacher_settings(spec: TeacherSpec) -> dict[str, Any]:
     # Which weights is in the inputs, by content: a model's path is no part of what it is.
     settings = spec.model_dump(exclude={"model", "revision"})
-    if settings["pooling"] is None:  # what was embedded before there was a choice stays
-        del settings["pooling"]
+    later = ("pooling", "reads", "image_side", "frames")
+    for name in later:  # what was embedded before there was a choice stays
+        if settings[name] == TeacherSpec.model_fields[name].default:
+            del settings[name]
     return settings
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pyarrow as pa
 
 from b3_core import packaged, teacher
 from b3_core.artifacts import Address, Artifact, Draft
@@ -21,7 +22,7 @@ from b3_core.embed import PairsRef
 from b3_core.evaluate import compare, retrieval
 from b3_core.manifest import Manifest
 from b3_core.mine import ManifestOf
-from b3_core.pairs import PairTable
+from b3_core.pairs import PairTable, side_inputs
 from b3_core.progress import Progress, silent
 from b3_core.stage import Stage, generator, missing
 from b3_core.store import ArtifactStore
@@ -71,11 +72,18 @@ class Student(Stage):
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         return {
-            **self.train.model_dump(exclude={"student", "revision"}),
+            **self.train.model_dump(exclude={"student", "revision", *self._as_before}),
             "seed": self.manifest.seed,
             **self._own_prompts,
             **({} if self.span == (0.0, 1.0) else {"span": list(self.span)}),
         }
+
+    @property
+    def _as_before(self) -> set[str]:
+        """Settings that came later, where they are left alone: what was trained before stays."""
+        defaults = TrainSpec.model_fields
+        later = ("image_side", "frames")
+        return {name for name in later if getattr(self.train, name) == defaults[name].default}
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
@@ -132,6 +140,7 @@ class Student(Stage):
                 negatives=manifest.negatives,
                 prompts=self.prompts,
                 teacher_of=self._teacher_of(store),
+                shelf_of=[ref.shelf(store) for ref in self.manifest.refs],
                 initial=initial,
                 span=self.span,
                 checkpoints=self.checkpoints(store),
@@ -202,7 +211,7 @@ class Evaluation(Stage):
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return self.spec.model_dump()
+        return self.spec.settings
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
@@ -212,7 +221,7 @@ class Evaluation(Stage):
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         manifest = self.student.manifest
         judge = Judge(self.student.address, manifest.address.fingerprint, self.student.train)
-        judge.evaluate(manifest.refs, store, draft, progress=progress)
+        judge.evaluate(manifest.refs, store, draft, progress=progress, reverse=self.spec.reverse)
 
 
 @dataclass(frozen=True)
@@ -234,13 +243,28 @@ class Judge:
     train: TrainSpec
 
     def evaluate(
-        self, refs: Sequence[PairsRef], store: ArtifactStore, draft: Draft, *, progress: Progress
+        self,
+        refs: Sequence[PairsRef],
+        store: ArtifactStore,
+        draft: Draft,
+        *,
+        progress: Progress,
+        reverse: bool = False,
     ) -> None:
         """Rank every held-out query's positive; write a report a dataset, and mean metrics."""
         with store.get(self.student).folder("model") as folder:
-            spec = TeacherSpec(model=str(folder), max_length=self.train.max_length)
+            spec = TeacherSpec(
+                model=str(folder),
+                max_length=self.train.max_length,
+                image_side=self.train.image_side,
+                frames=self.train.frames,
+            )
             encoder = teacher.Teacher(spec)
-        reports = [self._report(encoder, ref, store, progress) for ref in refs]
+        reports = [
+            report
+            for ref in refs
+            for report in self._reports(encoder, ref, store, progress, reverse=reverse)
+        ]
         for report in reports:
             report.save(draft, report.task)
         names = [report.task for report in reports]
@@ -250,28 +274,45 @@ class Judge:
         }
         draft.counts |= {"tasks": names, "metrics": metrics}
 
-    def _report(
-        self, encoder: teacher.Teacher, ref: PairsRef, store: ArtifactStore, progress: Progress
-    ) -> retrieval.EvalReport:
+    def _reports(
+        self,
+        encoder: teacher.Teacher,
+        ref: PairsRef,
+        store: ArtifactStore,
+        progress: Progress,
+        *,
+        reverse: bool,
+    ) -> list[retrieval.EvalReport]:
+        """Rank what answers each held-out query, and, with ``reverse``, what each answers."""
         artifact = store.get(ref.address)
-        heldout = PairTable.load(artifact, "heldout")
-        train = PairTable.load(artifact, "train")
-        prompted = ref.spec.prompted(self.train)
-        query_QD = encoder.encode(heldout.queries.to_pylist(), prompt=prompted.query_prompt)
-        corpus = [*train.positives.to_pylist(), *heldout.positives.to_pylist()]
-        corpus_CD = encoder.encode(corpus, prompt=prompted.positive_prompt, progress=progress)
-        rank_Q = retrieval.rank_of_positive(
-            query_QD,
-            corpus_CD,
-            group_Q=heldout.group_N,
-            group_C=np.concatenate([train.group_N, heldout.group_N]),
-        )
+        heldout, train = (PairTable.load(artifact, name) for name in ("heldout", "train"))
+        everything = pa.concat_tables([train.table, heldout.table])
+        own = ref.spec.prompted(self.train)
+        prompt_of = {"query": own.query_prompt, "positive": own.positive_prompt}
+        shelf, seeing = ref.shelf(store), teacher.seeing(self.train)
+
+        def vectors(rows: pa.Table, side: str) -> np.ndarray[Any, Any]:
+            inputs = side_inputs(rows, side, shelf, seeing=seeing)
+            return encoder.encode(inputs, prompt=prompt_of[side], progress=progress)
+
         fingerprints = {
             "student": self.student.fingerprint,
             "manifest": self.manifest,
             "pairs": ref.address.fingerprint,
         }
-        return retrieval.EvalReport(ref.spec.name, rank_Q, len(corpus), fingerprints)
+        reports = []
+        for name, asked, side in (
+            (ref.spec.name, "query", "positive"),
+            (f"{ref.spec.name}-reverse", "positive", "query"),
+        )[: 1 + reverse]:
+            rank_Q = retrieval.rank_of_positive(
+                vectors(heldout.table, asked),
+                vectors(everything, side),
+                group_Q=heldout.group_N,
+                group_C=everything["group"].to_numpy(),
+            )
+            reports.append(retrieval.EvalReport(name, rank_Q, len(everything), fingerprints))
+        return reports
 
 
 def evaluate_run(root: str, evaluation: Stage) -> None:

@@ -12,7 +12,7 @@ T tables.
 
 import fcntl
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,9 @@ import pyarrow as pa
 from b3_core.artifacts import Address, Artifact
 from b3_core.batches import BatchPlan
 from b3_core.errors import CorruptArtifactError, InputError, reason
+from b3_core.inputs import ALL, MEDIUM, NO_MEDIUM, PACKED, Seeing, Shelf, Shelves
 from b3_core.manifest import Manifest
-from b3_core.pairs import SCHEMA, RowGroups, open_rows
+from b3_core.pairs import MEDIA, SCHEMA, RowGroups, open_rows
 from b3_core.sampler import PlanSampler, TrainerSampler
 from b3_core.slots import Slots, slot_dataset
 from b3_core.store import ArtifactStore, cache_folder, open_artifact
@@ -39,9 +40,10 @@ _COLUMNS = pa.schema(
     [
         *(SCHEMA.field(name) for name in ("row_id", "query", "positive")),
         pa.field("negative", pa.string()),
+        *MEDIA,
     ]
 )
-_LAYOUT = 2  # of the Arrow file
+_LAYOUT = 3  # of the Arrow file
 _GROUP_ROWS = 1000  # of the Arrow file: rows are looked up one by one, so small is good
 
 
@@ -66,17 +68,30 @@ class MinedBatches:
     rows: "Dataset"
     """Every row of every table: ``row_id``, ``query``, ``positive``, ``negative``, N, on disk.
 
-    The last is blank where rows came without a hard negative.
+    The last is blank where rows came without a hard negative. ``query_medium`` and
+    ``positive_medium`` say where an image or video is (``b3_core.inputs.MEDIUM``).
     """
+    shelves: Shelves | None = None
+    """Where images and videos are; None where no table has any."""
 
     @classmethod
-    def open(cls, uri: str) -> Self:
+    def open(
+        cls, uri: str, *, media: Mapping[str, str] | None = None, seeing: Seeing = ALL
+    ) -> Self:
         """Open a manifest by its URI, as ``b3 mine`` prints it, local or ``s3://``.
 
         The manifest and its tables of pairs are checked by their sha256, and the plan against the
         rows. From a remote store each file is fetched once per machine, into
         :func:`b3_core.store.cache_folder`, where the Arrow files lie too; it is read from there
         then. Several processes may open one manifest at once.
+
+        Parameters
+        ----------
+        media
+            Where the images and videos of each dataset are now, if rows name them by path: dataset
+            -> its ``media.root``. What came as bytes is in the store.
+        seeing
+            How large images are at most, and how many frames a video has.
 
         Raises
         ------
@@ -93,12 +108,14 @@ class MinedBatches:
         files = [_arrow_file(each) for each in pairs]
         tables = [_groups_of(each) for each in pairs]
         manifest.check(tables, where=artifact.uri)
+        lengths = tuple(map(len, tables))
         return cls(
             artifact.uri,
             manifest,
-            tuple(map(len, tables)),
+            lengths,
             Slots.of_pairs(manifest.plan, tables, manifest.negatives),
             concatenate_datasets([_mapped(file) for file in files]),
+            _shelves(pairs, media or {}, lengths, seeing),
         )
 
     @property
@@ -140,7 +157,9 @@ class MinedBatches:
     def slots(self) -> "Dataset":
         """An item a slot, X: ``query``, ``positive``, negatives, and groups as ``label``.
 
-        Items are looked up when they are asked for (:func:`b3_core.slots.slot_dataset`).
+        Items are looked up when they are asked for (:func:`b3_core.slots.slot_dataset`). Where a
+        table has images or videos, inputs are dicts: ``image`` (a picture, or a list of frames),
+        ``text``, or both.
         """
         return self.slots_over(self.rows)
 
@@ -173,7 +192,10 @@ class MinedBatches:
                 expected=" and ".join(sides),
                 remedy="use its rename_column",
             )
-        return slot_dataset(self.places, rows.select_columns(sides))
+        if self.shelves is None or rows is not self.rows:
+            return slot_dataset(self.places, rows.select_columns(sides))
+        sides += MEDIA.names
+        return slot_dataset(self.places, rows.select_columns(sides), shelves=self.shelves)
 
     def batch_sampler(self, *, processes: int = 1) -> TrainerSampler:
         """Return what sentence-transformers' ``batch_sampler=`` takes, for a dataset of slots.
@@ -282,9 +304,27 @@ def _write_arrow(parquet: Path, target: Path) -> None:
         there = [name for name in _COLUMNS.names if name in source.schema_arrow.names]
         for part in source.iter_batches(_GROUP_ROWS, columns=there):
             columns = [
-                part[name] if name in there else pa.repeat("", len(part)) for name in _COLUMNS.names
+                part[name] if name in there else _blank(name, len(part)) for name in _COLUMNS.names
             ]
             out.write_batch(pa.record_batch(columns, schema=_COLUMNS))
+
+
+def _blank(name: str, rows: int) -> pa.Array:
+    return pa.array([NO_MEDIUM] * rows, MEDIUM) if name in MEDIA.names else pa.repeat("", rows)
+
+
+def _shelves(
+    pairs: Sequence[Artifact], media: Mapping[str, str], lengths: Sequence[int], seeing: Seeing
+) -> Shelves | None:
+    """Say where the media of each table are, by what its artifact holds and the caller says."""
+    shelf_T = []
+    for each in pairs:
+        with open_rows(each.path(_PAIRS)) as rows:
+            has_media = "query_medium" in rows.schema_arrow.names
+        packed = each.path(PACKED) if PACKED in each.files else None
+        root = media.get(each.address.dataset)
+        shelf_T.append(Shelf(root, packed) if has_media else None)
+    return Shelves(shelf_T, lengths, seeing) if any(shelf_T) else None
 
 
 def _mapped(file: Path) -> "Dataset":

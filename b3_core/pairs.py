@@ -1,10 +1,12 @@
 """The rows: (query, positive) pairs, their groups, and which of them are held out.
 
-    files -> rows with keys -> held out by group -> groups -> PairTable (train, heldout)
+    files -> rows -> their media looked at -> keys -> held out by group -> groups
+          -> PairTable (train, heldout)
 
 A *group* holds the rows whose positives answer one another's queries: rows with the same positive
-text, and rows with the same value in the group column if there is one. No row is a negative of
-another row of its group, and no group is both trained on and held out of the same files.
+(text, and bytes of the medium beside it), and rows with the same value in the group column if there
+is one. No row is a negative of another row of its group, and no group is both trained on and held
+out of the same files.
 
 Everything is chosen by hashes of what rows hold, never by where they stand.
 
@@ -12,14 +14,17 @@ Legend: N rows, G groups.
 """
 
 import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -27,7 +32,11 @@ from scipy.sparse.csgraph import connected_components
 from b3_core.artifacts import Artifact, Draft
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.errors import InputError
-from b3_core.source import read_texts, source_digest
+from b3_core.inputs import ALL, MEDIUM, PACKED, Inputs, Packer, Seeing, Shelf
+from b3_core.media import Look, MediaLimits, look_at
+from b3_core.media_columns import SIDES, MediaColumns
+from b3_core.progress import Progress, silent
+from b3_core.source import media_listing, read_rows, source_digest
 
 __all__ = [
     "SCHEMA",
@@ -37,11 +46,15 @@ __all__ = [
     "Split",
     "edited_rows",
     "group_ids",
+    "media_look",
     "open_rows",
     "read_keys",
     "read_split",
     "rows_before",
+    "shelf_of",
+    "side_inputs",
     "source_digest",
+    "uris_of",
 ]
 
 VERSION = 1
@@ -50,7 +63,7 @@ SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),  # position in the source: files in sorted order, then rows
         ("key", pa.string()),  # hex blake2b-128 of query \0 positive \0 group-column value, and
-        # \0 negative where rows came with one
+        # \0 negative where rows came with one, \0 both media's digests where there are any
         ("query", pa.string()),
         ("positive", pa.string()),
         ("group", pa.int32()),
@@ -61,7 +74,19 @@ SCHEMA = pa.schema(
 #: What triplets have besides: a hard negative's text; and the group whose positive that is, or a
 #: number beyond all groups, the same for the same text.
 GIVEN = pa.schema([("negative", pa.string()), ("negative_group", pa.int32())])
-_TRIPLETS = pa.schema([*SCHEMA, *GIVEN])
+#: What rows have besides where a side has an image or video.
+MEDIA = pa.schema([("query_medium", MEDIUM), ("positive_medium", MEDIUM)])
+
+#: Before the text of a query or positive, in MMEB's files, where its image stands.
+_MMEB_MARK = "<|image_1|>"
+_LOOKERS = 4  # processes that decode media at most
+
+
+#: Rows that were left out.
+SKIPPED = pa.schema(
+    [("row_id", pa.int64()), ("side", pa.string()), ("file", pa.string()), ("fault", pa.string())]
+)
+_UNSEEN = Look("", "")  # of a side without a medium
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +96,15 @@ class PairTable:
     Raises
     ------
     ValueError
-        The columns are not ``SCHEMA``, with ``GIVEN`` or without; a value is null; or a positive
-        text is in two groups.
+        The columns are not ``SCHEMA``, with ``GIVEN`` and ``MEDIA`` or without; a value is null; or
+        a positive is in two groups.
     """
 
     dataset: str
     table: pa.Table
 
     def __post_init__(self) -> None:
-        schema = _TRIPLETS if self.has_negatives else SCHEMA
+        schema = _schema_like(self.table.column_names)
         if not self.table.schema.equals(schema):
             raise ValueError(f"columns {self.table.schema} are not {schema}")
         if any(column.null_count for column in self.table.columns):
@@ -103,6 +128,15 @@ class PairTable:
     def has_negatives(self) -> bool:
         """Say whether rows came with hard negatives."""
         return "negative" in self.table.column_names
+
+    @property
+    def has_media(self) -> bool:
+        """Say whether a side of its rows may have an image or video."""
+        return "query_medium" in self.table.column_names
+
+    def inputs(self, side: str, shelf: Shelf | None = None, *, seeing: Seeing = ALL) -> Inputs:
+        """Return what an encoder takes of ``query`` or ``positive``, N."""
+        return side_inputs(self.table, side, shelf, seeing=seeing)
 
     @property
     def negatives(self) -> pa.ChunkedArray:
@@ -180,6 +214,18 @@ class RowGroups:
         return cls(dataset, group_of["group"], digest.hexdigest(), group_of.get("negative_group"))
 
 
+def side_inputs(rows: pa.Table, side: str, shelf: Shelf | None, *, seeing: Seeing = ALL) -> Inputs:
+    """Return what an encoder takes of ``query`` or ``positive`` of rows of a pair table."""
+    medium_N = rows[f"{side}_medium"] if f"{side}_medium" in rows.column_names else None
+    return Inputs(rows[side], medium_N, shelf, seeing)
+
+
+def shelf_of(dataset: DatasetSpec, artifact: Artifact) -> Shelf:
+    """Say where the media of a dataset's rows are, by the artifact that they were saved in."""
+    packed = artifact.path(PACKED) if PACKED in artifact.files else None
+    return Shelf(dataset.media_root, packed, _limits(dataset))
+
+
 def open_rows(file: Path) -> pq.ParquetFile:
     """Open a file that :meth:`PairTable.save` wrote, to read it part by part.
 
@@ -190,7 +236,7 @@ def open_rows(file: Path) -> pq.ParquetFile:
     """
     opened = pq.ParquetFile(file)
     names = opened.schema_arrow.names
-    if not any(opened.schema_arrow.equals(schema) for schema in (SCHEMA, _TRIPLETS)):
+    if not opened.schema_arrow.equals(_schema_like(names)):
         opened.close()
         raise ValueError(f"its columns are {names} and not {SCHEMA.names}, or of other types")
     return opened
@@ -261,6 +307,8 @@ class Split:
 
     train: PairTable
     heldout: PairTable
+    skipped: pa.Table | None = None
+    """Rows left out for a medium of theirs: row_id, side, file, fault; None where none was."""
 
     def __post_init__(self) -> None:
         _check_groups(pa.concat_tables([self.train.table, self.heldout.table]))
@@ -281,13 +329,40 @@ class Split:
         return cls(PairTable.load(artifact, "train"), PairTable.load(artifact, "heldout"))
 
 
-def read_split(dataset: DatasetSpec, evaluate: EvalSpec) -> Split:
+def uris_of(dataset: DatasetSpec) -> list[str]:
+    """Return where a dataset's rows are: its own, and those held out, if they are named."""
+    return [uri for uri in (dataset.uri, dataset.eval_uri) if uri is not None]
+
+
+def media_look(dataset: DatasetSpec, uri: str) -> str:
+    """Say what the media that rows name by path look like; blank where there are none."""
+    kinds = dataset.media_columns.values()
+    if not kinds:
+        return ""
+    columns = [column for kind in kinds for column in kind.values()]
+    return media_listing(uri, columns, dataset.media_root)
+
+
+def read_split(
+    dataset: DatasetSpec,
+    evaluate: EvalSpec,
+    *,
+    packed: Path | None = None,
+    progress: Progress = silent,
+) -> Split:
     """Read a dataset, check it, form its groups and hold rows out.
 
     Held-out rows come from ``dataset.eval_uri`` if there is one. Otherwise a share
     ``evaluate.holdout`` of the groups is held out: whole groups in the order of a hash of their
     rows, as many as fit in ``evaluate.max_queries`` rows, one at least. More rows than that are
     cut, in the order of their hashes; those cut are in neither table.
+
+    Parameters
+    ----------
+    packed
+        File for media that came as bytes.
+    progress
+        Told how many media have been looked at.
 
     Returns
     -------
@@ -297,15 +372,17 @@ def read_split(dataset: DatasetSpec, evaluate: EvalSpec) -> Split:
     Raises
     ------
     InputError
-        The files cannot be used (see :func:`b3_core.source.read_texts`), or all rows to train on
-        form a single group.
+        The files cannot be used (see :func:`b3_core.source.read_rows`), a medium is bad and
+        ``dataset.media.bad`` says to refuse it, or all rows to train on form a single group.
     """
-    rows = _read_rows(dataset, dataset.uri)
+    reader = _Reader(dataset, packed, progress)
+    rows = reader.read(dataset.uri)
     if dataset.eval_uri is None:
         train, heldout = _hold_out(rows, dataset.uri, evaluate)
     else:
         train = rows
-        heldout = _cap(_read_rows(dataset, dataset.eval_uri), evaluate.max_queries)
+        heldout = _cap(reader.read(dataset.eval_uri), evaluate.max_queries)
+    reader.close()
     rows = pa.concat_tables([train, heldout])
     group_N = _groups(rows)
     _check_contrast(group_N[: len(train)], dataset.uri)
@@ -314,6 +391,7 @@ def read_split(dataset: DatasetSpec, evaluate: EvalSpec) -> Split:
         # One chunk, so that how the source was cut shows nowhere in what is saved.
         PairTable(dataset.name, pairs[: len(train)].combine_chunks()),
         PairTable(dataset.name, pairs[len(train) :].combine_chunks()),
+        pa.concat_tables(reader.skipped) if reader.skipped else None,
     )
 
 
@@ -348,32 +426,136 @@ def group_ids(
     return component[code_N]
 
 
-def _read_rows(dataset: DatasetSpec, uri: str) -> pa.Table:
-    """Return columns row_id, key, query, positive and, where there are, group (text), negative."""
-    columns = {
-        role: column
-        for role in ("query", "positive", "group", "negative")
-        if (column := getattr(dataset, role)) is not None
-    }
-    table = read_texts(uri, columns)
-    keys = pa.chunked_array([_keys(batch) for batch in table.to_batches()], pa.string())
-    table = table.add_column(0, "key", keys)
-    return table.add_column(0, "row_id", pa.array(np.arange(len(table))))
+class _Reader:
+    """Reads the rows of one dataset, and leaves out those whose media are bad.
+
+    Rows have columns row_id, key, query, positive and, where there are, group (text), negative,
+    query_medium and positive_medium.
+    """
+
+    def __init__(self, dataset: DatasetSpec, packed: Path | None, progress: Progress) -> None:
+        self.skipped: list[pa.Table] = []
+        self._dataset, self._progress = dataset, progress
+        self._packed = packed
+        self._packer = None if packed is None else Packer(packed)
+
+    def close(self) -> None:
+        if self._packer is not None:
+            self._packer.close()
+
+    def read(self, uri: str) -> pa.Table:
+        dataset = self._dataset
+        columns = {
+            role: column
+            for role in ("query", "positive", "group", "negative")
+            if (column := getattr(dataset, role)) is not None
+        }
+        table = read_rows(uri, columns, self._media())
+        table = table.add_column(0, "row_id", pa.array(np.arange(len(table))))
+        if dataset.layout == "mmeb":
+            for name in {"query", "positive", "negative"} & set(table.column_names):
+                table = _set(table, name, _unmarked(table[name]))
+        if dataset.media_columns:
+            table = self._looked_at(table, uri)
+        keys = pa.chunked_array([_keys(batch) for batch in table.to_batches()], pa.string())
+        return table.add_column(1, "key", keys)
+
+    def _media(self) -> MediaColumns | None:
+        if not self._dataset.media_columns:
+            return None
+        assert self._packer is not None
+        return MediaColumns(self._dataset.media_columns, self._dataset.media_root, self._packer.add)
+
+    def _looked_at(self, table: pa.Table, uri: str) -> pa.Table:
+        """Decode every medium once; name each by its bytes, and refuse or skip those that fail."""
+        assert self._packer is not None
+        self._packer.flush()
+        place_of = {side: table[f"{side}_medium"].to_pylist() for side in SIDES}
+        places = list(
+            dict.fromkeys(
+                tuple(place.values()) for side in SIDES for place in place_of[side] if place["kind"]
+            )
+        )
+        looks = dict(zip(places, self._looks(places), strict=True))
+        fault_of = {}
+        for side in SIDES:
+            found = [looks.get(tuple(place.values()), _UNSEEN) for place in place_of[side]]
+            fault_of[side] = [look.fault for look in found]
+            named = [
+                {**place, "digest": look.digest}
+                for place, look in zip(place_of[side], found, strict=True)
+            ]
+            table = _set(table, f"{side}_medium", pa.chunked_array([pa.array(named, MEDIUM)]))
+        bad = [
+            {"row_id": row, "side": side, "file": place["file"], "fault": fault}
+            for side in SIDES
+            for row, (place, fault) in enumerate(zip(place_of[side], fault_of[side], strict=True))
+            if fault
+        ]
+        return self._without(table, bad, uri) if bad else table
+
+    def _looks(self, places: Sequence[tuple[Any, ...]]) -> list[Look]:
+        """Look at media in files and packed ones, each where they are."""
+        lookers = min(_LOOKERS, os.cpu_count() or 1)
+        limits = _limits(self._dataset)
+        found: dict[tuple[Any, ...], Look] = {}
+        inside = [place for place in places if place[1] == ""]
+        outside = [place for place in places if place[1] != ""]
+        assert self._packed is not None
+        for root, part, named in (
+            (self._dataset.media_root, outside, outside),
+            (str(self._packed.parent), inside, [(k, PACKED, *at) for k, _, *at in inside]),
+        ):
+            if part:
+                looks = look_at(
+                    root, named, limits=limits, workers=lookers, progress=self._progress
+                )
+                found |= dict(zip(part, looks, strict=True))
+        return [found[place] for place in places]
+
+    def _without(self, table: pa.Table, bad: list[dict[str, Any]], uri: str) -> pa.Table:
+        rows = len({each["row_id"] for each in bad})
+        first = bad[0]
+        where = f"{first['file'] or 'bytes'} of row {first['row_id']}: {first['fault']}"
+        kept_N = np.ones(len(table), bool)
+        kept_N[[each["row_id"] for each in bad]] = False
+        if self._dataset.media.bad == "refuse" or not kept_N.any():
+            raise InputError(
+                f"{rows} of {len(table)} rows of {uri} have bad media, first {where}",
+                expected="images and videos that can be read",
+                remedy="mend them, or set media.bad of the dataset to skip",
+            )
+        self.skipped.append(pa.Table.from_pylist(bad, schema=SKIPPED))
+        return table.filter(pa.array(kept_N))
+
+
+def _set(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+def _unmarked(text_N: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.utf8_trim_whitespace(pc.replace_substring(text_N, _MMEB_MARK, ""))
+
+
+def _limits(dataset: DatasetSpec) -> MediaLimits:
+    media = dataset.media
+    return MediaLimits(media.max_bytes, media.max_pixels, media.max_seconds)
 
 
 def _keys(batch: pa.RecordBatch) -> pa.Array:
-    names = [
-        "query",
-        "positive",
-        "group",
-        *(["negative"] if "negative" in batch.schema.names else []),
-    ]
+    names = ["query", "positive", "group"]
+    names += ["negative"] if "negative" in batch.schema.names else []
     texts = [
         batch[name].cast(pa.binary()).to_pylist()
         if name in batch.schema.names
         else [b""] * len(batch)
         for name in names
     ]
+    if "query_medium" in batch.schema.names:
+        texts += [
+            pc.struct_field(batch[f"{side}_medium"], "digest").cast(pa.binary()).to_pylist()
+            for side in SIDES
+        ]
     return pa.array([_blake2b(b"\0".join(row)) for row in zip(*texts, strict=True)], pa.string())
 
 
@@ -382,7 +564,25 @@ def _blake2b(content: bytes) -> str:
 
 
 def _groups(rows: pa.Table) -> npt.NDArray[np.int32]:
-    return group_ids(rows["positive"], rows["group"] if "group" in rows.column_names else None)
+    return group_ids(_identities(rows), rows["group"] if "group" in rows.column_names else None)
+
+
+def _identities(rows: pa.Table) -> pa.ChunkedArray:
+    """Return what tells positives apart: text, and the bytes beside it if there are any."""
+    if "positive_medium" not in rows.column_names:
+        return rows["positive"]
+    digest_N = pc.struct_field(rows["positive_medium"], "digest")
+    return pc.if_else(
+        pc.equal(digest_N, ""),
+        rows["positive"],
+        pc.binary_join_element_wise(rows["positive"], digest_N, "\0"),
+    )
+
+
+def _schema_like(names: Sequence[str]) -> pa.Schema:
+    """Return the columns that a pair table must have if it has these of those it may have."""
+    given = GIVEN if "negative" in names else ()
+    return pa.schema([*SCHEMA, *given, *(MEDIA if "query_medium" in names else ())])
 
 
 def _hold_out(rows: pa.Table, uri: str, evaluate: EvalSpec) -> tuple[pa.Table, pa.Table]:
@@ -428,11 +628,13 @@ def _check_contrast(group_N: npt.NDArray[np.int32], uri: str) -> None:
 
 
 def _pair_table(rows: pa.Table, group_N: npt.NDArray[np.int32]) -> pa.Table:
-    columns = [*(rows[name] for name in SCHEMA.names[:-1]), pa.array(group_N)]
-    if "negative" not in rows.column_names:
-        return pa.table(columns, schema=SCHEMA)
-    own_N = _negative_groups(rows["positive"], group_N, rows["negative"])
-    return pa.table([*columns, rows["negative"], pa.array(own_N)], schema=_TRIPLETS)
+    columns = {name: rows[name] for name in SCHEMA.names[:-1]} | {"group": pa.array(group_N)}
+    if "negative" in rows.column_names:
+        own_N = _negative_groups(_identities(rows), group_N, rows["negative"])
+        columns |= {"negative": rows["negative"], "negative_group": pa.array(own_N)}
+    if "query_medium" in rows.column_names:
+        columns |= {name: rows[name] for name in MEDIA.names}
+    return pa.table(columns, schema=_schema_like(list(columns)))
 
 
 def _negative_groups(
@@ -451,7 +653,7 @@ def _negative_groups(
 
 
 def _check_groups(table: pa.Table) -> None:
-    code_N = _codes(table["positive"])
+    code_N = _codes(_identities(table))
     group_N = table["group"].to_numpy()
     group_of = np.zeros(code_N.max(initial=-1) + 1, np.int32)
     group_of[code_N] = group_N

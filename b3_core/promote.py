@@ -49,7 +49,7 @@ class Standing(Stage):
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return self.spec.model_dump()
+        return self.spec.settings
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
@@ -61,7 +61,7 @@ class Standing(Stage):
         known = TrainSpec.model_fields.keys() & record["settings"].keys()
         train = TrainSpec(**{name: record["settings"][name] for name in known})
         judge = Judge(self.student, record["lineage"]["manifest"], train)
-        judge.evaluate(self.refs, store, draft, progress=progress)
+        judge.evaluate(self.refs, store, draft, progress=progress, reverse=self.spec.reverse)
 
 
 @dataclass(frozen=True)

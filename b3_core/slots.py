@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 
 from b3_core.batches import BatchPlan
 from b3_core.errors import InputError
+from b3_core.inputs import MEDIUM, NO_MEDIUM, ModelInput, Shelves
 from b3_core.negatives import Negatives
-from b3_core.pairs import PairTable, RowGroups
+from b3_core.pairs import MEDIA, PairTable, RowGroups
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -165,6 +166,7 @@ def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] =
     """Return every row of every table as one dataset: ``query``, ``positive``, ``negative``.
 
     The last is there if a table's rows came with hard negatives, and is blank for those of others.
+    Likewise ``query_medium`` and ``positive_medium`` (``b3_core.inputs.MEDIUM``).
 
     Row ``i`` of table ``t`` is at position ``i`` plus the length of the tables before ``t``. Only
     texts that get a prompt are copied.
@@ -177,6 +179,7 @@ def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] =
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
     given = any(part.has_negatives for part in pairs)
+    media = MEDIA.names if any(part.has_media for part in pairs) else []
     tables = []
     for part, (query, positive) in zip(pairs, prompts or [("", "")] * len(pairs), strict=True):
         columns = {
@@ -188,6 +191,9 @@ def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] =
             columns["negative"] = _prompted(
                 part.negatives if part.has_negatives else none, positive
             )
+        for name in media:
+            none = pa.chunked_array([pa.array([NO_MEDIUM] * len(part), MEDIUM)])
+            columns[name] = part.table[name] if part.has_media else none
         tables.append(pa.table(columns))
     return Dataset(pa.concat_tables(tables))
 
@@ -213,7 +219,13 @@ def _prompted(texts: pa.ChunkedArray, prompt: str) -> pa.ChunkedArray:
 Marks = Callable[[Sequence[int]], Any]
 
 
-def slot_dataset(slots: Slots, rows: "Dataset", *, marks: Marks | None = None) -> "Dataset":
+def slot_dataset(
+    slots: Slots,
+    rows: "Dataset",
+    *,
+    marks: Marks | None = None,
+    shelves: Shelves | None = None,
+) -> "Dataset":
     """Return a dataset with an item a slot, looked up when it is asked for.
 
     Items have ``query``, ``positive``; ``negative_0`` if rows came with one; the mined ones from
@@ -226,11 +238,14 @@ def slot_dataset(slots: Slots, rows: "Dataset", *, marks: Marks | None = None) -
         Texts by position; of a file on disk no more is read than is needed.
     marks
         What ``label`` is instead of groups, such as :class:`b3_core.margin.PositiveMargin`.
+    shelves
+        Where images and videos are, for a model that takes them: its inputs are not texts then but
+        dicts (:class:`b3_core.inputs.Inputs`).
     """
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
     numbers = Dataset.from_dict({"slot": np.arange(len(slots))})
-    return numbers.with_transform(_Lookup(slots, rows, marks))
+    return numbers.with_transform(_Lookup(slots, rows, marks, shelves))
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,15 +255,23 @@ class _Lookup:
     slots: Slots
     rows: "Dataset"
     marks: Marks | None
+    shelves: Shelves | None
 
     def __call__(self, items: dict[str, list[int]]) -> dict[str, Any]:
         at_xX = self.slots.rows(items["slot"])
         own = self.rows[at_xX[:, 0].tolist()]
-        columns = {"query": own["query"], "positive": own["positive"]}
+        columns = {side: self._inputs(own, side, at_xX[:, 0]) for side in ("query", "positive")}
         if self.slots.given_N is not None:
-            columns["negative_0"] = own["negative"]
+            columns["negative_0"] = self._inputs(own, "negative", at_xX[:, 0])
         for number in range(1, at_xX.shape[1]):
-            columns[f"negative_{number}"] = self.rows[at_xX[:, number].tolist()]["positive"]
+            hard = self.rows[at_xX[:, number].tolist()]
+            columns[f"negative_{number}"] = self._inputs(hard, "positive", at_xX[:, number])
         if self.marks is None:
             return {**columns, "label": self.slots.groups(items["slot"]).tolist()}
         return {**columns, "label": self.marks(items["slot"])}
+
+    def _inputs(self, found: dict[str, list[Any]], side: str, at_x: Positions) -> list[ModelInput]:
+        texts: list[ModelInput] = found[side]
+        if self.shelves is None:
+            return texts
+        return self.shelves.compose(found[side], found.get(f"{side}_medium"), at_x)

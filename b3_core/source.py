@@ -1,33 +1,35 @@
-"""Text columns out of parquet files, local or in a bucket, with errors a person can act on.
+"""Columns of texts and media out of files, local or in a bucket, with errors a person can act on.
 
-    uri -> sorted files -> bounded record batches -> checked text columns
+    uri -> sorted files (parquet; Arrow, as Hugging Face saves datasets; tar, as webdataset has
+    them) -> bounded record batches -> checked columns
 
-A file's footer and its compressed size say nothing about what it inflates to, so files are read
-batch by batch and only the columns that are needed. In a bucket they are read by ranges, with the
-patience of :mod:`b3_core.remote`, and each must be at the end what it was when it was listed.
+In a bucket files are read by ranges, with the patience of :mod:`b3_core.remote`, and each must be
+at the end what it was when it was listed.
 """
 
 import contextlib
 import glob
 import hashlib
+import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
 from b3_core.artifacts import canonical_json
 from b3_core.errors import InputError, RefusedError, UnreachableError, reason
+from b3_core.formats import open_rows_of
+from b3_core.media_columns import SIDES, MediaColumns, MediaOf
 from b3_core.remote import Remote, ShortTransferError, open_fs
 
-_BATCH_ROWS = 16_384
-_STREAMED = 1 << 20  # bytes of a column that are asked for at once, so that none is held whole
+#: What files of rows end with, in the order that a folder is searched for them.
+FORMATS = (".parquet", ".arrow", ".tar")
 _COLUMNS_NAMED = 20  # of a wide file, in an error message
 
 
@@ -81,49 +83,119 @@ def source_listing(uri: str) -> str:
     return hashlib.sha256(canonical_json(looks)).hexdigest()
 
 
-def read_texts(uri: str, columns: Mapping[str, str]) -> pa.Table:
-    """Read text columns, files in sorted order, every value present and not blank.
-
-    Parameters
-    ----------
-    uri
-        Parquet file, folder or glob; local path or any fsspec URI.
-    columns
-        What a column is called in the result -> in the files. A column called ``group`` may hold
-        integers, which become text.
+def media_listing(uri: str, columns: Sequence[str], root: str) -> str:
+    """Say what the files that columns of paths name look like, without reading any.
 
     Returns
     -------
-    pa.Table
-        One string column for each entry of ``columns``; one row or more.
+    str
+        Hex sha256 over the paths, with sizes and ETags or times of change; blank where the columns
+        hold bytes or members of tars, which :func:`source_digest` covers.
 
     Raises
     ------
     InputError
-        No file, no parquet, no such column, no text, a null or blank value, or no row.
+        The files of rows cannot be read.
     """
     fs, files = _list_files(uri)
-    schema = pa.schema([(role, pa.string()) for role in columns])
-    blanks = {role: _Blanks(name) for role, name in columns.items()}
+    named: set[str] = set()
+    for file, info in files.items():
+        with (
+            _opened(fs, file, info) as stream,
+            open_rows_of(stream, file, remote=isinstance(fs, Remote)) as rows,
+        ):
+            paths = [] if file.endswith(".tar") else _path_columns(rows.schema, columns)
+            for batch in rows.batches(paths) if paths else ():
+                for path in paths:
+                    named.update(filter(None, batch.column(path).unique().to_pylist()))
+    if not named:
+        return ""
+    digest = hashlib.sha256()
+    for path, look in _looks(root, sorted(named)):
+        digest.update(canonical_json([path, look]))
+    return digest.hexdigest()
+
+
+def _path_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    found = [name for name in dict.fromkeys(columns) if schema.names.count(name) == 1]
+    return [name for name in found if _is_text(schema.field(name).type)]
+
+
+def _looks(root: str, paths: Sequence[str]) -> Iterator[tuple[str, object]]:
+    """Yield what a listing says of files below ``root``; None of one that is not there."""
+    fs, folder = open_fs(root)
+    if isinstance(fs, Remote):
+        common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+        listed = fs.find(posixpath.join(folder, common), detail=True)
+        found = {name: (info["size"], info.get("ETag")) for name, info in listed.items()}
+        for path in paths:
+            yield path, found.get(posixpath.join(folder, path))
+        return
+    for path in paths:
+        try:
+            info = os.stat(os.path.join(folder, path))
+        except (OSError, ValueError):  # missing, or no path: whoever reads it will say so
+            yield path, None
+        else:
+            yield path, (info.st_size, info.st_mtime_ns)
+
+
+def read_rows(uri: str, columns: Mapping[str, str], media: MediaColumns | None = None) -> pa.Table:
+    """Read columns, files in sorted order, every value present and not blank.
+
+    Parameters
+    ----------
+    uri
+        File, folder or glob; local path or any fsspec URI. A tar holds a sample of several members
+        that share a name up to the first dot; their columns are called by what follows it, as in
+        webdataset, and a member of a JSON object ``json.field``.
+    columns
+        What a column of text is called in the result -> in the files. A column called ``group``
+        may hold integers, which become text.
+    media
+        Columns of media. A value is a path; bytes; Hugging Face's ``{bytes, path}``; or a member of
+        a tar. A side with such a column needs text or medium in every row, not both.
+
+    Returns
+    -------
+    pa.Table
+        A string column for each entry of ``columns``; and, with ``media``, ``query_medium`` and
+        ``positive_medium``, of ``b3_core.inputs.MEDIUM`` without digests; one row or more.
+
+    Raises
+    ------
+    InputError
+        No file, none of these formats, no such column, no text, a null or blank value, or no row.
+    """
+    fs, files = _list_files(uri)
+    # A side without a column of text has blank texts.
+    roles = list(dict.fromkeys([*columns, *([] if media is None else SIDES)]))
+    blanks = {role: _Blanks(columns.get(role, role)) for role in roles}
     batches = []
-    # By default pyarrow fetches these columns of all row groups before it gives out a row.
-    streamed = {"buffer_size": _STREAMED, "pre_buffer": False} if isinstance(fs, Remote) else {}
     for file, info in files.items():
         start = 0
         with (
             _opened(fs, file, info) as stream,
-            pq.ParquetFile(stream, **streamed) as data,
+            open_rows_of(stream, file, remote=isinstance(fs, Remote)) as rows,
         ):
-            _check_columns(data.schema_arrow, columns, file)
-            for batch in data.iter_batches(_BATCH_ROWS, columns=list(columns.values())):
-                texts = [_as_text(batch.column(name)) for name in columns.values()]
-                batches.append(pa.RecordBatch.from_arrays(texts, schema=schema))
-                for blank, text in zip(blanks.values(), texts, strict=True):
-                    blank.look(text, file, start)
+            _check_columns(rows.schema, columns, file)
+            picked = None if media is None else MediaOf(media, fs, file, rows.schema)
+            wanted = [*columns.values(), *(picked.columns if picked else ())]
+            for batch in rows.batches(wanted):
+                texts = {role: _as_text(batch.column(name)) for role, name in columns.items()}
+                media_of = {} if picked is None else picked.of_batch(batch)
+                for role in roles:
+                    text = texts.get(role, pa.repeat("", len(batch)))
+                    medium = media_of.get(role)
+                    blanks[role].look(text, file, start, but=medium)
+                    texts[role] = text if medium is None else text.fill_null("")
+                names = [*roles, *(f"{side}_medium" for side in media_of)]
+                arrays = [*(texts[role] for role in roles), *media_of.values()]
+                batches.append(pa.RecordBatch.from_arrays(arrays, names=names))
                 start += len(batch)
     for blank in blanks.values():
         blank.refuse()
-    table = pa.Table.from_batches(batches, schema=schema)
+    table = pa.Table.from_batches(batches) if batches else pa.table({})
     if not len(table):
         raise InputError(
             f"{uri} holds no rows",
@@ -141,9 +213,14 @@ class _Blanks:
     count: int = 0
     first: str = ""
 
-    def look(self, text: pa.Array, file: str, start: int) -> None:
-        """Look through one batch, whose first row is row ``start`` of ``file``."""
+    def look(self, text: pa.Array, file: str, start: int, *, but: pa.Array | None = None) -> None:
+        """Look through one batch, whose first row is row ``start`` of ``file``.
+
+        Where ``but`` has a medium, a text may be blank.
+        """
         blank = pc.equal(pc.utf8_trim_whitespace(text.fill_null("")), "")
+        if but is not None:
+            blank = pc.and_(blank, pc.equal(but.field("kind"), ""))
         found = blank.true_count
         if found and not self.count:
             self.first = f"row {start + blank.index(True).as_py()} of {file} (counting from 0)"
@@ -177,13 +254,13 @@ def _list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     except Exception as error:  # botocore, aiohttp, fsspec and the OS each have their own
         raise InputError(
             f"{uri} cannot be opened: {reason(error)}",
-            expected="a parquet file, folder or glob: a local path or s3://",
+            expected="a parquet, Arrow or tar file, folder or glob: a local path or s3://",
             remedy="check the path, its permissions and, for s3://, the AWS_* environment",
         ) from error
     if not found:
         raise InputError(
             f"no file matches {uri}",
-            expected="a parquet file, a folder of *.parquet files, or a glob",
+            expected="a parquet, Arrow or tar file, a folder of such files, or a glob",
             remedy="check the path",
         )
     return fs, dict(sorted(found.items()))
@@ -197,12 +274,16 @@ def _matching(fs: Any, path: str) -> dict[str, dict[str, Any]]:
         return {file: info for file, info in found.items() if info["type"] != "directory"}
     if info["type"] != "directory":
         return {path: info}
-    return {
+    # Writers leave files such as _metadata, .part-0.parquet and cache-0.arrow beside the data.
+    rows = {
         file: info
         for file, info in fs.find(path, detail=True).items()
-        # Writers leave files such as _metadata and .part-0.parquet beside the data.
-        if file.endswith(".parquet") and not posixpath.basename(file).startswith(("_", "."))
+        if not posixpath.basename(file).startswith(("_", ".", "cache-"))
     }
+    for suffix in FORMATS:  # the first that there is any of: pictures may lie beside
+        if chosen := {file: info for file, info in rows.items() if file.endswith(suffix)}:
+            return chosen
+    return {}
 
 
 def _glob(fs: Any, pattern: str) -> dict[str, dict[str, Any]]:
@@ -291,9 +372,13 @@ def _opened(fs: Any, file: str, info: Mapping[str, Any]) -> Iterator[Any]:
             ) from error
         raise InputError(
             f"{file} cannot be read: {reason(error)}",
-            expected="a parquet file",
+            expected=f"a {_kind_of(file)} file",
             remedy="write it again, or leave it out of uri",
         ) from error
+
+
+def _kind_of(file: str) -> str:
+    return {".arrow": "Arrow", ".tar": "tar"}.get(posixpath.splitext(file)[1], "parquet")
 
 
 def _check_unchanged(fs: Remote, file: str, before: Mapping[str, Any]) -> None:

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from b3_core import packaged
+from b3_core import multimodal, packaged
 from b3_core.artifacts import sha256_file
-from b3_core.config import TeacherSpec
+from b3_core.config import TeacherSpec, TrainSpec
 from b3_core.errors import InputError
+from b3_core.inputs import ModelInput, Seeing, prompted
 from b3_core.progress import Progress, silent
 from b3_core.store import Artifact, Draft
 
@@ -161,6 +162,7 @@ def load_model(
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
     from transformers.utils import logging  # noqa: PLC0415 - likewise
 
+    multimodal.read_frames_as_images()
     logging.disable_progress_bar()  # loading takes less than a second, and b3 draws its own
     if name == "static":
         return packaged.static_teacher().to(device or "cpu")
@@ -227,38 +229,79 @@ class Teacher:
         if spec.max_length is not None:
             packaged.limit_length(self.model, spec.max_length)
         self._static = static.is_static(self.model)
+        self._takes_media = multimodal.takes_media(self.model)
         if spec.precision == "bf16" and not self._static:
             self.model.bfloat16()
 
     def encode(
-        self, texts: Sequence[str], *, prompt: str = "", progress: Progress = silent
+        self, inputs: Sequence[ModelInput], *, prompt: str = "", progress: Progress = silent
     ) -> npt.NDArray[np.float32]:
-        """Encode texts that begin at a block's first row.
+        """Encode inputs that begin at a block's first row.
 
         Returns
         -------
-        ndarray of shape (len(texts), D), float32
+        ndarray of shape (len(inputs), D), float32
             Unit vectors.
+
+        Raises
+        ------
+        InputError
+            An input has a medium, and the model takes none.
         """
         if self._static:
             from b3_core import static  # noqa: PLC0415 - imports torch
 
+            texts = [_text_alone(item, self.spec.model) for item in inputs]
             column = pa.chunked_array([pa.array(texts, pa.large_string())])
             table = static.TokenTable.of(self.model[0].tokenizer, [column], prompt)
             return _unit(static.means(self.model, table))
         blocks = []
-        for start in range(0, len(texts), BLOCK):
-            block = [prompt + text for text in texts[start : start + BLOCK]]
-            vectors = self.model.encode(
-                block,
-                batch_size=_MINIBATCH,
-                normalize_embeddings=False,
-                convert_to_numpy=True,
-                show_progress_bar=False,
-            )
-            blocks.append(_unit(np.asarray(vectors, dtype=np.float32)))
-            progress(start + len(block), len(texts))
+        for start in range(0, len(inputs), BLOCK):
+            stop = min(start + BLOCK, len(inputs))
+            # Pictures of a forward pass are decoded for it, and gone after it; texts of a block are
+            # sorted by their length.
+            step = _MINIBATCH if self._takes_media else BLOCK
+            blocks += [
+                self._encode(inputs[at : min(at + step, stop)], prompt)
+                for at in range(start, stop, step)
+            ]
+            progress(stop, len(inputs))
         return np.concatenate(blocks) if blocks else np.zeros((0, 0), dtype=np.float32)
+
+    def _encode(self, inputs: Sequence[ModelInput], prompt: str) -> npt.NDArray[np.float32]:
+        if not self._takes_media:
+            texts = [prompt + _text_alone(item, self.spec.model) for item in inputs]
+            return _unit(self._pass(texts))
+        items = [prompted(item, prompt) for item in inputs]
+        return _unit(multimodal.encode(self.model, items, self._pass))
+
+    def _pass(self, items: Sequence[ModelInput]) -> npt.NDArray[np.float32]:
+        vectors = self.model.encode(
+            items,
+            batch_size=_MINIBATCH,
+            normalize_embeddings=False,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def seeing(spec: TeacherSpec | TrainSpec) -> Seeing:
+    """Return how much of a medium a teacher or student is shown."""
+    return Seeing(spec.image_side, spec.frames)
+
+
+def _text_alone(item: ModelInput, model: str) -> str:
+    if isinstance(item, str):
+        return item
+    if "image" in item:
+        raise InputError(
+            f"model {model} reads texts only, but a row has an image or video",
+            expected="a model of images and texts",
+            remedy="name another; or, for a teacher of rows whose positives are texts, set "
+            "teacher.reads: positive",
+        )
+    return str(item["text"])
 
 
 def _unit(vectors_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

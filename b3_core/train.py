@@ -31,9 +31,11 @@ from b3_core.checkpoints import Checkpoints
 from b3_core.collate import TokenCollator
 from b3_core.config import ComputeSpec, TrainSpec
 from b3_core.errors import InputError
+from b3_core.inputs import Shelf, Shelves
 from b3_core.loggers import loggers
 from b3_core.loss import GroupedInfoNCE
 from b3_core.margin import PositiveMargin, Vectors
+from b3_core.multimodal import takes_media
 from b3_core.negatives import Negatives
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
@@ -41,6 +43,7 @@ from b3_core.sampler import TrainerSampler
 from b3_core.slots import Marks, Slots, row_dataset, slot_dataset
 from b3_core.static import SparseMean, TokenTable, is_static
 from b3_core.student import build_student, merge_adapters, save_memory
+from b3_core.teacher import seeing
 from b3_core.trainer import PlanTrainer, Watch, steps_a_point
 
 VERSION = 3
@@ -77,6 +80,7 @@ def train_student(
     negatives: Negatives | None = None,
     prompts: Sequence[tuple[str, str]] = (),
     teacher_of: Sequence[tuple[Vectors, Vectors]] = (),
+    shelf_of: Sequence[Shelf | None] = (),
     initial: Path | None = None,
     span: tuple[float, float] = (0.0, 1.0),
     checkpoints: Checkpoints | None = None,
@@ -106,6 +110,8 @@ def train_student(
     teacher_of
         The teacher's vectors of each dataset's queries and positives, N x D: what
         ``spec.positive_margin`` needs, and nothing else.
+    shelf_of
+        Where each dataset's images and videos are; None, or left out, where it has none.
     initial
         Folder of the model to go on with, instead of ``spec.student``.
     span
@@ -141,11 +147,29 @@ def train_student(
             marks = _as_tensors(margin)
         everywhere = [(spec.query_prompt, spec.positive_prompt)] * len(pairs)
         rows = row_dataset(pairs, prompts or everywhere)
+        shelves = None
+        if takes_media(model):
+            shelf_T = shelf_of or [None] * len(pairs)
+            shelves = Shelves(shelf_T, [len(part) for part in pairs], seeing(spec))
+        elif media := [part.dataset for part in pairs if part.has_media]:
+            raise InputError(
+                f"dataset {media[0]} has images or videos, but student {spec.student} reads texts",
+                expected="a model of images and texts",
+                remedy="name one in train.student",
+            )
         arguments = _arguments(model, spec, plan=plan, seed=seed, output=scratch)
+        arguments.dataloader_num_workers = compute.loader_workers if shelves else 0
         factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)
         began = time.monotonic()
         trainer = _trainer(
-            model, spec, arguments, rows=rows, slots=slots, marks=marks, rate_factor=factor
+            model,
+            spec,
+            arguments,
+            rows=rows,
+            slots=slots,
+            marks=marks,
+            shelves=shelves,
+            rate_factor=factor,
         )
         watch = Watch(trainer, progress, checkpoints, began=began)
         trainer.add_callback(watch)
@@ -171,6 +195,7 @@ def _trainer(
     rows: Dataset,
     slots: Slots,
     marks: Marks | None,
+    shelves: Shelves | None,
     rate_factor: Callable[[int], float],
 ) -> PlanTrainer:
     each, processes = arguments.per_device_train_batch_size, arguments.world_size
@@ -181,7 +206,9 @@ def _trainer(
         "loss": _loss(model, spec, rows=each, gather=processes > 1),
     }
     if not is_static(model):
-        return PlanTrainer(**common, train_dataset=slot_dataset(slots, rows, marks=marks))
+        return PlanTrainer(
+            **common, train_dataset=slot_dataset(slots, rows, marks=marks, shelves=shelves)
+        )
     _check_backend()
     model[0].embedding = SparseMean.of(model[0].embedding)
     tokenizer = model[0].tokenizer

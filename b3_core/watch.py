@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.embed import Pairs
+from b3_core.pairs import media_look, uris_of
 from b3_core.source import source_listing
 from b3_core.store import ArtifactStore
 
@@ -59,8 +60,8 @@ class Watched:
         InputError
             The dataset's files are not there or cannot be read.
         """
-        uris = [uri for uri in (dataset.uri, dataset.eval_uri) if uri is not None]
-        listing = " ".join(source_listing(uri) for uri in uris)
+        looks = ((source_listing(uri), media_look(dataset, uri)) for uri in uris_of(dataset))
+        listing = " ".join(look for both in looks for look in both if look)
         known = self.store.note(self._note(dataset.name))
         said = now if known is None else known["said"]
         waiting = now - said < patience

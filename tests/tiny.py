@@ -17,9 +17,14 @@ from transformers import (
     Qwen2Config,
     Qwen2Model,
     Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLModel,
     set_seed,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from b3_core.multimodal import read_frames_as_images
 
 
 def tokenizer(texts) -> PreTrainedTokenizerFast:
@@ -110,3 +115,60 @@ def qwen2(texts, folder: Path) -> Path:
             pad_token_id=0,
         )
         return save(Qwen2Model(config), byte_tokenizer(), folder, "mean")
+
+
+#: Qwen2-VL's own marks, and its way of saying where images stand.
+MARKS = [
+    *("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+]
+CHAT = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{% for part in message['content'] %}{% if part['type'] == 'image' %}\
+<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}\
+<|im_end|>
+{% endfor %}"""
+
+
+def qwen2_vl(folder: Path) -> Path:
+    """A vision-language model, pooled by the last token."""
+    read_frames_as_images()
+    plain = folder / "plain"
+    tokens = byte_tokenizer()
+    tokens.add_special_tokens({"additional_special_tokens": MARKS})
+    start, end, image, video = (tokens.convert_tokens_to_ids(mark) for mark in MARKS[2:])
+    with torch.random.fork_rng():
+        set_seed(0)
+        config = Qwen2VLConfig(
+            text_config={
+                "vocab_size": len(tokens),
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "intermediate_size": 32,
+                "max_position_embeddings": 512,
+                "bos_token_id": 0,
+                "eos_token_id": 0,
+                "pad_token_id": 0,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "mrope_section": [1, 1, 2],
+                },
+            },
+            vision_config={
+                "depth": 1,
+                "embed_dim": 16,
+                "hidden_size": 16,
+                "num_heads": 2,
+                "patch_size": 14,
+                "mlp_ratio": 2,
+            },
+            vision_start_token_id=start,
+            vision_end_token_id=end,
+            image_token_id=image,
+            video_token_id=video,
+        )
+        Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56).save_pretrained(plain)
+        plain.joinpath("chat_template.jinja").write_text(CHAT)
+        return save(Qwen2VLModel(config), tokens, folder, "lasttoken")

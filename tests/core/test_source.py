@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
-from b3_core import remote, source
+from b3_core import formats, remote
 from b3_core.errors import InputError, UnreachableError
-from b3_core.source import read_texts, source_digest
+from b3_core.source import read_rows, source_digest
 from tests.conftest import use_s3
 from tests.system.fault_proxy import FaultProxy
 
@@ -27,21 +27,21 @@ def write(path: Path, *, row_group_size: int = 1000, **columns: object) -> Path:
 
 def refused(uri: Path | str, columns: dict[str, str] = COLUMNS) -> str:
     with pytest.raises(InputError) as caught:
-        read_texts(str(uri), columns)
+        read_rows(str(uri), columns)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_reads_the_named_columns_under_their_roles(tmp_path: Path) -> None:
     file = write(tmp_path / "x.parquet", a=["A", "B"], q=["x", "y"], other=[1, 2])
-    table = read_texts(str(file), COLUMNS)
+    table = read_rows(str(file), COLUMNS)
     assert table.to_pydict() == {"query": ["x", "y"], "positive": ["A", "B"]}
     assert table.schema.types == [pa.string(), pa.string()]
 
 
 def test_one_column_may_play_both_roles(tmp_path: Path) -> None:
     file = write(tmp_path / "x.parquet", q=["x", "y"])
-    table = read_texts(str(file), {"query": "q", "positive": "q"})
+    table = read_rows(str(file), {"query": "q", "positive": "q"})
     assert table.to_pydict() == {"query": ["x", "y"], "positive": ["x", "y"]}
 
 
@@ -52,7 +52,7 @@ def test_one_column_may_play_both_roles(tmp_path: Path) -> None:
 )
 def test_every_kind_of_text_is_read(tmp_path: Path, kind: pa.DataType) -> None:
     column = pa.array(["é", "b", "é"]).cast(kind)
-    table = read_texts(str(write(tmp_path / "x.parquet", q=column, a=column)), COLUMNS)
+    table = read_rows(str(write(tmp_path / "x.parquet", q=column, a=column)), COLUMNS)
     assert table["query"].to_pylist() == ["é", "b", "é"]
 
 
@@ -63,7 +63,7 @@ def test_every_kind_of_text_is_read(tmp_path: Path, kind: pa.DataType) -> None:
 )
 def test_integer_groups_become_text(tmp_path: Path, marks: pa.Array) -> None:
     file = write(tmp_path / "x.parquet", q=list("xyz"), a=list("ABC"), g=marks)
-    table = read_texts(str(file), {**COLUMNS, "group": "g"})
+    table = read_rows(str(file), {**COLUMNS, "group": "g"})
     assert table["group"].to_pylist() == ["7", "7", "3"]
 
 
@@ -74,21 +74,21 @@ def test_folder_and_glob_read_files_in_sorted_order(tmp_path: Path) -> None:
     write(tmp_path / "d/_metadata.parquet", q=["no"], a=["no"])
     write(tmp_path / "d/.hidden.parquet", q=["no"], a=["no"])
     (tmp_path / "d/README").write_text("no")
-    assert read_texts(str(tmp_path / "d"), COLUMNS)["query"].to_pylist() == ["1", "2", "3"]
+    assert read_rows(str(tmp_path / "d"), COLUMNS)["query"].to_pylist() == ["1", "2", "3"]
     glob = str(tmp_path / "d/[ab].parquet")
-    assert read_texts(glob, COLUMNS)["query"].to_pylist() == ["1", "2"]
+    assert read_rows(glob, COLUMNS)["query"].to_pylist() == ["1", "2"]
 
 
 def test_a_file_may_look_like_a_glob(tmp_path: Path) -> None:
     file = write(tmp_path / "x[1].parquet", q=["1"], a=["A"])
-    assert read_texts(str(file), COLUMNS)["query"].to_pylist() == ["1"]
+    assert read_rows(str(file), COLUMNS)["query"].to_pylist() == ["1"]
 
 
 @pytest.mark.parametrize("name", ["gone.parquet", "gone-*.parquet"])
 def test_no_such_file(tmp_path: Path, name: str) -> None:
     assert refused(tmp_path / name) == (
-        f"no file matches {tmp_path / name}; expected a parquet file, a folder of *.parquet files, "
-        "or a glob; check the path"
+        f"no file matches {tmp_path / name}; expected a parquet, Arrow or tar file, a folder of such "
+        "files, or a glob; check the path"
     )
     with pytest.raises(InputError, match="no file matches"):
         source_digest(str(tmp_path / name))
@@ -224,7 +224,7 @@ def test_other_file_systems_are_read_and_noticed() -> None:
     for answer in ("A", "B"):
         with fs.open("/b3-source/x.parquet", "wb") as stream:
             pq.write_table(pa.table({"q": ["x"], "a": [answer]}), stream)
-        table = read_texts("memory://b3-source", COLUMNS)
+        table = read_rows("memory://b3-source", COLUMNS)
         assert table["positive"].to_pylist() == [answer]
         if answer == "A":
             first = source_digest("memory://b3-source")
@@ -290,7 +290,7 @@ def test_a_bucket_is_read_like_a_folder(tmp_path: Path, bucket: Bucket) -> None:
     patterns = ["d", "d/a.parquet", "d/*.parquet", "d/[ab].*", "d/*/c.parquet", "d/s?b/**", "*/b.*"]
     for pattern in patterns:
         local, there = f"{tmp_path}/{pattern}", f"{bucket.uri}/{pattern}"
-        assert read_texts(there, COLUMNS) == read_texts(local, COLUMNS), pattern
+        assert read_rows(there, COLUMNS) == read_rows(local, COLUMNS), pattern
         assert source_digest(there) == source_digest(there)
     for nothing in ("no/*.parquet", "d/*/e.parquet", "no"):
         assert refused(f"{bucket.uri}/{nothing}").startswith(f"no file matches {bucket.uri}/")
@@ -300,8 +300,8 @@ def test_a_large_file_in_a_bucket_is_read_in_few_requests(
     tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "BLOCK", 64 << 10)
-    monkeypatch.setattr(source, "_STREAMED", 16 << 10)
-    monkeypatch.setattr(source, "_BATCH_ROWS", 1000)  # columns are read by turns
+    monkeypatch.setattr(formats, "_STREAMED", 16 << 10)
+    monkeypatch.setattr(formats, "_BATCH_ROWS", 1000)  # columns are read by turns
     asked = []
     whole = remote.Remote.cat_file
 
@@ -327,7 +327,7 @@ def test_a_large_file_in_a_bucket_is_read_in_few_requests(
         asked.clear()
         held.clear()
         bucket.proxy.plan("", "")
-        assert read_texts(uri, COLUMNS)["positive"].to_pylist() == texts[::-1]
+        assert read_rows(uri, COLUMNS)["positive"].to_pylist() == texts[::-1]
         blocks = math.ceil(file.stat().st_size / remote.BLOCK)
         assert blocks > remote.BLOCKS  # the file is larger than what memory holds of it
         assert bucket.proxy.seen["get"] == len(asked) <= blocks + 4  # about once each
@@ -344,7 +344,7 @@ def test_a_column_that_is_not_asked_for_is_not_fetched(
     file = write(tmp_path / "x.parquet", row_group_size=40_000, q=["x"] * 40_000, other=noise)
     uri = bucket.put(file, file.name)
     bucket.proxy.plan("", "")
-    assert len(read_texts(uri, {"query": "q", "positive": "q"})) == 40_000
+    assert len(read_rows(uri, {"query": "q", "positive": "q"})) == 40_000
     assert bucket.proxy.seen["get"] <= 4 < file.stat().st_size / remote.BLOCK
 
 
@@ -360,7 +360,7 @@ def test_a_fault_on_the_way_to_a_dataset_changes_nothing(
         digest = source_digest(uri)
         for kind in kinds:
             bucket.proxy.plan(kind, fault, times=times)
-            assert read_texts(uri, COLUMNS) == read_texts(str(file), COLUMNS)
+            assert read_rows(uri, COLUMNS) == read_rows(str(file), COLUMNS)
             assert bucket.proxy.injected == times
             if kind != "get":
                 bucket.proxy.plan(kind, fault, times=times)
@@ -382,20 +382,20 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
     for place in ("d/x.parquet", "d/sub/x.parquet"):
         bucket.put(write(tmp_path / "x.parquet", q=["x"], a=["A"]), place)
     bucket.proxy.plan("", "")
-    rows = len(read_texts(f"{bucket.uri}/{name}", COLUMNS))
+    rows = len(read_rows(f"{bucket.uri}/{name}", COLUMNS))
     for nth in range(1, bucket.proxy.seen["list"] + 1):
         bucket.proxy.plan("list", "503", nth=nth, times=99)
         with pytest.raises(UnreachableError, match="failed 6 times"):
-            read_texts(f"{bucket.uri}/{name}", COLUMNS)
+            read_rows(f"{bucket.uri}/{name}", COLUMNS)
         bucket.proxy.plan("list", "503", nth=nth)
-        assert len(read_texts(f"{bucket.uri}/{name}", COLUMNS)) == rows
+        assert len(read_rows(f"{bucket.uri}/{name}", COLUMNS)) == rows
 
 
 def test_a_server_that_stays_silent_is_not_a_bad_file(tmp_path: Path, bucket: Bucket) -> None:
     uri = bucket.put(write(tmp_path / "x.parquet", q=["x"], a=["A"]), "x.parquet")
     bucket.proxy.plan("get", "503", times=99)
     with pytest.raises(UnreachableError, match="failed 6 times"):
-        read_texts(uri, COLUMNS)
+        read_rows(uri, COLUMNS)
     assert bucket.proxy.injected == remote.ATTEMPTS
 
 

@@ -21,7 +21,7 @@ import s3fs
 from b3_core import remote
 from b3_core.artifacts import Address
 from b3_core.errors import B3Error
-from b3_core.source import read_texts, source_digest
+from b3_core.source import read_rows, source_digest
 from b3_core.store import RECORD, ArtifactStore
 from tests.conftest import use_s3
 from tests.system.fault_proxy import ANY_KIND, OF_BODIES, FaultProxy
@@ -95,10 +95,10 @@ def read_dataset(root, direct):
     for place, name in enumerate(("a", "b")):
         with direct.open(f"{root}/d/{name}.parquet", "wb") as sink:
             pq.write_table(pa.table(ROWS).slice(2000 * place, 2000), sink, row_group_size=500)
-    whole = read_texts(f"{root}/d", COLUMNS)
+    whole = read_rows(f"{root}/d", COLUMNS)
     assert whole.to_pydict() == {"query": ROWS["q"], "positive": ROWS["a"]}
-    assert read_texts(f"{root}/d/*.parquet", COLUMNS) == whole.slice(0, 4000)
-    assert read_texts(f"{root}/*/*/c.parquet", COLUMNS) == whole.slice(4000)
+    assert read_rows(f"{root}/d/*.parquet", COLUMNS) == whole.slice(0, 4000)
+    assert read_rows(f"{root}/*/*/c.parquet", COLUMNS) == whole.slice(4000)
     direct.invalidate_cache()
     assert source_digest(f"{root}/d") == source_digest(f"{root}/d")
 
