@@ -1,0 +1,342 @@
+"""Images and videos of a dataset: read below one folder, decoded within limits, looked at apart.
+
+    file -> MediaRoot.read -> bytes -> decode_image  -> RGB image
+                                    -> decode_frames -> RGB images, uniform over a video's length
+    files -> look_at: all of that in processes of their own -> digest, or what is wrong
+
+Whoever wrote the files is not trusted. Nothing outside the root is opened, and decoding is bounded
+(:mod:`b3_core.pixels`). But decoders have faults of their own, so what nobody has looked at is for
+:func:`look_at`: there, what crashes, hangs or takes too much memory costs one medium.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib.util
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from b3_core import isolated
+from b3_core.errors import InputError
+from b3_core.pixels import MediaError, MediaLimits, decode_frames, decode_image
+from b3_core.progress import Progress, silent
+from b3_core.remote import open_fs
+
+__all__ = [
+    "Item",
+    "Kind",
+    "Look",
+    "MediaError",
+    "MediaLimits",
+    "MediaRoot",
+    "decode_frames",
+    "decode_image",
+    "look_at",
+]
+
+Kind = Literal["", "image", "video"]
+
+_DEEPEST = 64  # folders below the root
+_LINKS = 40  # followed for one file, as Linux does
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}  # no fault of a file
+_SMALL = 64  # px of a frame that is only looked at
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input of an encoder."""
+
+    text: str = ""
+    kind: str = ""
+    """``image`` or ``video``: the medium beside the text; empty for text alone."""
+    file: str = ""
+    """Its path below the media root, with forward slashes."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found of a medium."""
+
+    digest: str
+    """Hex blake2b, 128 bits, of its bytes; empty if they were not had."""
+    fault: str
+    """Empty, or what is wrong with it."""
+
+
+class MediaRoot:
+    """The only place that media are read from.
+
+    Parameters
+    ----------
+    root
+        A local folder, or ``s3://bucket/prefix``.
+    limits
+        How large a file may be.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, or no such kind of place.
+    """
+
+    def __init__(self, root: str, limits: MediaLimits = MediaLimits()) -> None:  # noqa: B008 - frozen
+        self.root, self.limits = root, limits
+        scheme, _, rest = root.partition("://")
+        self._fs: Any = None
+        if not rest:
+            self._base = os.path.realpath(root)
+            if not os.path.isdir(self._base):
+                raise InputError(
+                    f"media root {root} is no folder",
+                    expected="a local folder, or s3://bucket/prefix",
+                    remedy="check the path",
+                )
+            return
+        if scheme not in ("s3", "s3a") or "@" in rest.split("/", 1)[0]:
+            raise InputError(
+                f"a media root is a {scheme}:// address"
+                if "@" not in rest
+                else "a media root carries credentials",
+                expected="a local folder, or s3://bucket/prefix",
+                remedy="credentials come from the AWS_* environment only",
+            )
+        self._fs, self._base = open_fs(root)
+
+    def __reduce__(self) -> tuple[type["MediaRoot"], tuple[str, MediaLimits]]:
+        return MediaRoot, (self.root, self.limits)
+
+    def read(self, file: str, *, kind: str = "video") -> bytes:
+        """Return a file's bytes.
+
+        Parameters
+        ----------
+        file
+            Path below the root, with forward slashes.
+        kind
+            ``image`` or ``video``: how large it may be.
+
+        Raises
+        ------
+        MediaError
+            It is no plain path, leads out of the root, is no regular file, or is too large.
+        UnreachableError, RefusedError
+            The server did not do what it was asked, whatever the file.
+        """
+        parts = _parts(file)
+        if self._fs is not None:
+            return self._read_remote("/".join([self._base.rstrip("/"), *parts]), kind)
+        try:
+            with open(_open_below(self._base, parts), "rb") as stream:
+                info = os.fstat(stream.fileno())
+                if not stat.S_ISREG(info.st_mode):  # no longer what it was a moment ago
+                    raise MediaError("is no regular file")
+                self.limits.check_bytes(info.st_size, kind)
+                # It may grow: never more than was just seen to be allowed.
+                content = stream.read(info.st_size + 1)
+        except OSError as error:
+            if error.errno in _OURS:
+                raise
+            gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
+            raise MediaError(
+                "is not there" if gone else f"cannot be read: {error.strerror}"
+            ) from error
+        if len(content) > info.st_size:
+            raise MediaError("was written to while it was read")
+        return content
+
+    def _read_remote(self, key: str, kind: str) -> bytes:
+        try:
+            info = self._fs.info(key)
+        except FileNotFoundError:
+            raise MediaError("is not there") from None
+        if info["type"] != "file":
+            raise MediaError("is no regular file")
+        size = info["size"]
+        self.limits.check_bytes(size, kind)
+        content: bytes = self._fs.cat_file(key, start=0, end=size) if size else b""
+        return content
+
+
+def _parts(file: str) -> list[str]:
+    """Return the names that a path below the root is made of."""
+    if "\0" in file or "\\" in file or not _is_utf8(file):
+        raise MediaError("is no path of UTF-8 names with forward slashes")
+    if "://" in file or re.match(r"(data|file|[a-z]):", file, re.IGNORECASE):
+        raise MediaError("is a URL; media are files below the media root")
+    if file.startswith("/"):
+        raise MediaError("is an absolute path; media are files below the media root")
+    parts = [part for part in file.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise MediaError("leads out of the media root")
+    if not parts:
+        raise MediaError("names no file")
+    return parts
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _open_below(root: str, parts: Sequence[str]) -> int:
+    """Open a regular file without ever opening anything outside a folder.
+
+    Each name is looked up in the open folder before it, and links are followed by hand: what is
+    changed meanwhile can make this fail, and not lead elsewhere.
+
+    Returns
+    -------
+    int
+        A descriptor.
+
+    Raises
+    ------
+    MediaError, OSError
+        A link leads out, or there is no such regular file.
+    """
+    names, links = [*reversed(parts)], 0
+    with contextlib.ExitStack() as opened:
+        folders = [_closed(opened, os.open(root, _FOLDER))]
+        while names:
+            name = names.pop()
+            if name == "..":  # of a link
+                folders.pop()
+            elif name not in ("", "."):
+                mode = os.stat(name, dir_fd=folders[-1], follow_symlinks=False).st_mode
+                if stat.S_ISLNK(mode):
+                    links += 1
+                    target = os.readlink(name, dir_fd=folders[-1])
+                    if target.startswith("/"):
+                        # Nothing outside is even looked at: it must begin with the root.
+                        inside = f"{target}/".startswith(f"{root.rstrip('/')}/")
+                        target = target[len(root) :]
+                        del folders[1 if inside else 0 :]
+                    names += reversed(target.split("/"))
+                elif stat.S_ISDIR(mode):
+                    folders.append(_closed(opened, os.open(name, _FOLDER, dir_fd=folders[-1])))
+                elif not stat.S_ISREG(mode):
+                    raise MediaError("is no regular file")
+                elif not names:
+                    return os.open(name, _FILE, dir_fd=folders[-1])
+                else:
+                    raise MediaError("is not there")
+            if not folders:
+                raise MediaError("leads out of the media root")
+            if links > _LINKS or len(folders) > _DEEPEST:
+                raise MediaError("lies too deep, or behind too many links")
+    raise MediaError("is no regular file")
+
+
+def _closed(opened: contextlib.ExitStack, descriptor: int) -> int:
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def look_at(
+    root: str,
+    media: Sequence[tuple[str, str]],
+    *,
+    limits: MediaLimits = MediaLimits(),  # noqa: B008 - frozen
+    workers: int = 1,
+    frames: int = 8,
+    seconds: float = 60.0,
+    memory: int = 2 << 30,
+    progress: Progress = silent,
+) -> list[Look]:
+    """Read and decode media wholly, in processes of their own.
+
+    Parameters
+    ----------
+    root
+        As of :class:`MediaRoot`.
+    media
+        Kind and file of each; one that comes again is not looked at again.
+    limits
+        What is refused.
+    workers
+        Processes. They change nothing in what is found.
+    frames
+        Of a video that are decoded.
+    seconds
+        What a medium may take.
+    memory
+        Bytes of address space that decoding may take (Linux).
+    progress
+        Told how many media, each once, were looked at.
+
+    Returns
+    -------
+    list of Look
+        In the order of ``media``.
+
+    Raises
+    ------
+    InputError
+        There is no such root, or a package that decodes is missing.
+    UnreachableError, RefusedError
+        The server did not do what it was asked, whatever the file.
+    """
+    MediaRoot(root, limits)  # what is wrong with it is no fault of a medium
+    check_installed({kind for kind, _ in media})
+    once = list(dict.fromkeys(media))
+    found = isolated.ask(
+        "b3_core.media:_looking",
+        {"root": root, "limits": asdict(limits), "frames": frames},
+        once,
+        workers=workers,
+        seconds=seconds,
+        memory=memory,
+        progress=progress,
+    )
+    looks = {
+        medium: Look("", said.reason) if isinstance(said, isolated.Ended) else Look(*said)
+        for medium, said in zip(once, found, strict=True)
+    }
+    return [looks[medium] for medium in media]
+
+
+def check_installed(kinds: set[str]) -> None:
+    """Raise InputError if a package that decodes these kinds of media is missing."""
+    for kind, package, name in (("image", "PIL", "pillow"), ("video", "av", "av")):
+        if kind in kinds and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"the package {name} is not installed",
+                expected=f"it, to decode {kind}s",
+                remedy="pip install 'b3-batches[vision]'",
+            )
+
+
+def _looking(settings: Any) -> Callable[[Sequence[str]], tuple[str, str]]:
+    """Return what looks at one medium: its digest, and what is wrong with it."""
+    limits = MediaLimits(**settings["limits"])
+    root = MediaRoot(settings["root"], limits)
+    for module in ("PIL.Image", "av"):
+        with contextlib.suppress(ImportError):  # before memory is capped
+            importlib.import_module(module)
+
+    def look(medium: Sequence[str]) -> tuple[str, str]:
+        kind, file = medium
+        digest = ""
+        try:
+            content = root.read(file, kind=kind)
+            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            if kind == "image":
+                decode_image(content, limits=limits)
+            elif kind == "video":
+                decode_frames(content, frames=settings["frames"], side=_SMALL, limits=limits)
+            else:
+                raise MediaError(f"is neither image nor video but {kind!r}")
+        except MediaError as error:
+            return digest, str(error)
+        return digest, ""
+
+    return look
