@@ -20,7 +20,7 @@ community, B rows a batch)::
       sampler)
     Evaluation (learn,        student, held-out rows      rank of every query's positive
       evaluate.retrieval)
-    Results (learn,           evaluations                 arms side by side, with intervals
+    Results (results,         evaluations                 arms side by side, with intervals
       evaluate.compare)
 
 Where the store has what an earlier state of a dataset was mined to, Vectors, Ranks (``carried``)

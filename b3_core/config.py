@@ -91,7 +91,9 @@ class DatasetSpec(Spec):
     positive: str | None = Field(None, description="Column that holds the positive's text.")
     positive_image: str | None = Field(None, description="Column of the positive's image.")
     positive_video: str | None = Field(None, description="Column of the positive's video.")
-    media: MediaSpec = MediaSpec()
+    media: MediaSpec = Field(
+        MediaSpec(), description="Where its images and videos are, and what bad ones do."
+    )
     group: str | None = Field(
         None,
         description="Column whose equal values mark rows that are positives of one another; "
@@ -402,7 +404,8 @@ class TrainSpec(Spec):
     student: str = Field(
         "tokens",
         description="'tokens' (texts are means of token vectors, which start from "
-        "all-MiniLM-L6-v2's), 'static' (the same from random weights), 'minilm', or a "
+        "all-MiniLM-L6-v2's), 'static' (the same from random weights), 'glyphs' (such texts, and "
+        "small grey pictures by a network from random weights), 'minilm', or a "
         "sentence-transformers model: a folder, or a hub id with its revision.",
     )
     revision: str | None = Field(None, description="Commit of a hub model; required for hub ids.")

@@ -131,7 +131,8 @@ class Shelf:
                     expected="the folder that it is below",
                     remedy="open the manifest with media={dataset: folder}",
                 )
-            return MediaRoot(self.root, self.limits).read(medium["file"], start, size)
+            root = MediaRoot(self.root, self.limits)
+            return root.read(medium["file"], kind=medium["kind"], start=start, size=size)
         if self.packed is None:
             raise MediaError("is packed beside its pairs, which are not here")
         with self.packed.open("rb") as file:

@@ -1,10 +1,9 @@
-"""The stages after mining: a student a manifest, its evaluation, the table of arms.
+"""The stages after mining: a student a manifest, and its evaluation.
 
-ManifestOf (arm, seed) -> Student -> Evaluation -> Results (all arms and seeds)
+ManifestOf (arm, seed) -> Student -> Evaluation
 """
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from b3_core import packaged, teacher
-from b3_core.artifacts import Address, Artifact, Draft
+from b3_core.artifacts import Address, Draft
 from b3_core.checkpoints import Checkpoints
 from b3_core.config import ComputeSpec, EvalSpec, TeacherSpec, TrainSpec
 from b3_core.embed import PairsRef
-from b3_core.evaluate import compare, retrieval
+from b3_core.evaluate import retrieval
 from b3_core.manifest import Manifest
 from b3_core.mine import ManifestOf
 from b3_core.pairs import PairTable, side_inputs
 from b3_core.progress import Progress, silent
-from b3_core.stage import Stage, generator, missing
+from b3_core.stage import Stage, missing
 from b3_core.store import ArtifactStore
 
 
@@ -318,110 +317,3 @@ class Judge:
 def evaluate_run(root: str, evaluation: Stage) -> None:
     """Evaluate one student: the body of a Ray task."""
     evaluation.run(ArtifactStore(root))
-
-
-@dataclass(frozen=True)
-class Results(Stage):
-    """Arms side by side: mean and spread over seeds, and b3 against random, paired."""
-
-    evaluations: tuple[tuple[str, Evaluation], ...]
-    name: ClassVar[str] = "results"
-    version: ClassVar[int] = 10 * compare.VERSION + 2
-
-    @property
-    def dataset(self) -> str:  # noqa: D102
-        return self.evaluations[0][1].dataset
-
-    @property
-    def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return {"arms": [arm for arm, _ in self.evaluations]}
-
-    @property
-    def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {
-            f"{arm}/{evaluation.student.manifest.seed}": evaluation.address.fingerprint
-            for arm, evaluation in self.evaluations
-        }
-
-    def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        arms: dict[str, list[Evaluation]] = {}
-        for arm, evaluation in self.evaluations:
-            arms.setdefault(arm, []).append(evaluation)
-        metrics = {
-            arm: [store.get(run.address).counts["metrics"] for run in runs]
-            for arm, runs in arms.items()
-        }
-        scores = {
-            arm: np.stack([self._reciprocal_ranks(store, run) for run in runs])
-            for arm, runs in arms.items()
-        }
-        rows = [
-            row | _interval(scores[arm], "mrr_") | _effort([run.student for run in runs], store)
-            for row, (arm, runs) in zip(compare.arms_table(metrics), arms.items(), strict=True)
-        ]
-        # Every arm against the control, and b3 against every other.
-        compared = [(arm, "random") for arm in arms if arm != "random" and "random" in arms]
-        compared += [("b3", arm) for arm in arms if arm not in ("b3", "random") and "b3" in arms]
-        differences = {
-            f"{ours} - {control}": _interval(scores[ours], other=scores[control])
-            for ours, control in compared
-        }
-        draft.write_json("results.json", {"arms": rows, "differences": differences})
-        draft.path("report.md").write_text(_report(rows, differences), encoding="utf-8")
-
-    @staticmethod
-    def _reciprocal_ranks(store: ArtifactStore, run: Evaluation) -> np.ndarray[Any, Any]:
-        artifact = store.get(run.address)
-        reports = [retrieval.EvalReport.load(artifact, task) for task in artifact.counts["tasks"]]
-        return np.concatenate([1.0 / report.rank_Q for report in reports])
-
-
-def _interval(
-    score_SQ: np.ndarray[Any, Any], prefix: str = "", *, other: np.ndarray[Any, Any] | None = None
-) -> dict[str, float]:
-    """Return the interval of mean scores, a row a seed and a column a query, or of a difference."""
-    against_SQ = np.zeros_like(score_SQ) if other is None else other
-    found = compare.paired_bootstrap(score_SQ, against_SQ, rng=generator(0, "bootstrap"))
-    bounds = {f"{prefix}low": found.low, f"{prefix}high": found.high}
-    return bounds if other is None else {"mean": found.mean, **bounds}
-
-
-def _effort(students: Sequence[Student], store: ArtifactStore) -> dict[str, Any]:
-    """Say what an arm's training took: seeds, examples and mean seconds of a run."""
-    counts = [store.get(student.address).counts for student in students]
-    return {
-        "seeds": [student.manifest.seed for student in students],
-        "examples_seen": counts[0]["examples_seen"],
-        "seconds": round(float(np.mean([count["train_seconds"] for count in counts])), 2),
-    }
-
-
-def _report(rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Any]) -> str:
-    """Write the table of arms and the differences as Markdown."""
-    metrics = [name for name in retrieval.METRICS if name in rows[0]]
-    lines = [
-        "# Held-out queries against all positives",
-        "",
-        "Mean and standard deviation over seeds; equal examples, initial weights and batch size.",
-        "",
-        f"| arm | {' | '.join(metrics)} | examples seen | seeds |",
-        "|" + "-|" * (len(metrics) + 3),
-    ]
-    for row in rows:
-        cells = [_with_spread(row, name) for name in metrics]
-        seeds = len(row["seeds"])
-        lines.append(f"| {row['arm']} | {' | '.join(cells)} | {row['examples_seen']:,} | {seeds} |")
-    lines.append("")
-    lines += [f"- {sentence}" for sentence in compare.sentences(differences)]
-    return "\n".join(lines) + "\n"
-
-
-def _with_spread(row: Mapping[str, Any], metric: str) -> str:
-    spread = row[f"{metric}_spread"]  # None for a single seed
-    return f"{row[metric]:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
-
-
-def read_results(artifact: Artifact) -> dict[str, Any]:
-    """Return the table of arms, the differences, and the URI of the report to read."""
-    results: dict[str, Any] = json.loads(artifact.path("results.json").read_bytes())
-    return {**results, "report": f"{artifact.uri}/{artifact.files['report.md'].path}"}

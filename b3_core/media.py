@@ -111,8 +111,8 @@ class MediaRoot:
     def __reduce__(self) -> tuple[type["MediaRoot"], tuple[str, MediaLimits]]:
         return MediaRoot, (self.root, self.limits)
 
-    def read(self, file: str, *, kind: str = "video") -> bytes:
-        """Return a file's bytes.
+    def read(self, file: str, *, kind: str = "video", start: int = 0, size: int = -1) -> bytes:
+        """Return a file's bytes, or a range of them.
 
         Parameters
         ----------
@@ -120,25 +120,30 @@ class MediaRoot:
             Path below the root, with forward slashes.
         kind
             ``image`` or ``video``: how large it may be.
+        start, size
+            Of the range; to the end of the file if ``size`` is negative.
 
         Raises
         ------
         MediaError
-            It is no plain path, leads out of the root, is no regular file, or is too large.
+            It is no plain path, leads out of the root, is no regular file, is too large, or ends
+            before the range does.
         UnreachableError, RefusedError
             The server did not do what it was asked, whatever the file.
         """
         parts = _parts(file)
         if self._fs is not None:
-            return self._read_remote("/".join([self._base.rstrip("/"), *parts]), kind)
+            key = "/".join([self._base.rstrip("/"), *parts])
+            return self._read_remote(key, kind, start, size)
         try:
             with open(_open_below(self._base, parts), "rb") as stream:
                 info = os.fstat(stream.fileno())
                 if not stat.S_ISREG(info.st_mode):  # no longer what it was a moment ago
                     raise MediaError("is no regular file")
-                self.limits.check_bytes(info.st_size, kind)
+                wanted = self._wanted(info.st_size, kind, start, size)
+                stream.seek(start)
                 # It may grow: never more than was just seen to be allowed.
-                content = stream.read(info.st_size + 1)
+                content = stream.read(wanted if size >= 0 else wanted + 1)
         except OSError as error:
             if error.errno in _OURS:
                 raise
@@ -146,20 +151,29 @@ class MediaRoot:
             raise MediaError(
                 "is not there" if gone else f"cannot be read: {error.strerror}"
             ) from error
-        if len(content) > info.st_size:
+        if len(content) != wanted:
             raise MediaError("was written to while it was read")
         return content
 
-    def _read_remote(self, key: str, kind: str) -> bytes:
+    def _wanted(self, there: int, kind: str, start: int, size: int) -> int:
+        """Return how many bytes to read of a file that has ``there``."""
+        wanted = size if size >= 0 else there - start
+        if not 0 <= start <= start + wanted <= there:
+            raise MediaError(f"ends at byte {there}, before the range that it is")
+        self.limits.check_bytes(wanted, kind)
+        return wanted
+
+    def _read_remote(self, key: str, kind: str, start: int, size: int) -> bytes:
         try:
             info = self._fs.info(key)
         except FileNotFoundError:
             raise MediaError("is not there") from None
         if info["type"] != "file":
             raise MediaError("is no regular file")
-        size = info["size"]
-        self.limits.check_bytes(size, kind)
-        content: bytes = self._fs.cat_file(key, start=0, end=size) if size else b""
+        wanted = self._wanted(info["size"], kind, start, size)
+        if not wanted:
+            return b""
+        content: bytes = self._fs.cat_file(key, start=start, end=start + wanted)
         return content
 
 
@@ -243,7 +257,7 @@ def _closed(opened: contextlib.ExitStack, descriptor: int) -> int:
 
 def look_at(
     root: str,
-    media: Sequence[tuple[str, str]],
+    media: Sequence[tuple[Any, ...]],
     *,
     limits: MediaLimits = MediaLimits(),  # noqa: B008 - frozen
     workers: int = 1,
@@ -259,7 +273,8 @@ def look_at(
     root
         As of :class:`MediaRoot`.
     media
-        Kind and file of each; one that comes again is not looked at again.
+        Kind and file of each, or kind, file, start and size, as :meth:`MediaRoot.read` has them;
+        one that comes again is not looked at again.
     limits
         What is refused.
     workers
@@ -286,7 +301,7 @@ def look_at(
         The server did not do what it was asked, whatever the file.
     """
     MediaRoot(root, limits)  # what is wrong with it is no fault of a medium
-    check_installed({kind for kind, _ in media})
+    check_installed({kind for kind, *_ in media})
     once = list(dict.fromkeys(media))
     found = isolated.ask(
         "b3_core.media:_looking",
@@ -315,7 +330,7 @@ def check_installed(kinds: set[str]) -> None:
             )
 
 
-def _looking(settings: Any) -> Callable[[Sequence[str]], tuple[str, str]]:
+def _looking(settings: Any) -> Callable[[Sequence[Any]], tuple[str, str]]:
     """Return what looks at one medium: its digest, and what is wrong with it."""
     limits = MediaLimits(**settings["limits"])
     root = MediaRoot(settings["root"], limits)
@@ -323,11 +338,12 @@ def _looking(settings: Any) -> Callable[[Sequence[str]], tuple[str, str]]:
         with contextlib.suppress(ImportError):  # before memory is capped
             importlib.import_module(module)
 
-    def look(medium: Sequence[str]) -> tuple[str, str]:
-        kind, file = medium
+    def look(medium: Sequence[Any]) -> tuple[str, str]:
+        kind, file, *place = medium
+        start, size = place or (0, -1)
         digest = ""
         try:
-            content = root.read(file, kind=kind)
+            content = root.read(file, kind=kind, start=start, size=size)
             digest = hashlib.blake2b(content, digest_size=16).hexdigest()
             if kind == "image":
                 decode_image(content, limits=limits)

@@ -204,8 +204,8 @@ def _places(
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary))
 
 
 def _is_path(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string))

@@ -10,9 +10,10 @@ from typing import Self, TypeVar
 
 from b3_core.config import BatchSpec, ComputeSpec, MiningSpec, PipelineSpec, TrainSpec
 from b3_core.embed import PairsRef, Vectors, check_rows
-from b3_core.learn import Evaluation, Results, Student
+from b3_core.learn import Evaluation, Student
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.ranking import Ranking, ranking_of
+from b3_core.results import Results
 from b3_core.stage import Past, Stage
 from b3_core.store import ArtifactStore
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from b3_core.config import PipelineSpec
 from b3_core.embed import Pairs, PairsRef
-from b3_core.learn import read_results
 from b3_core.plan import Plan
 from b3_core.promote import Promotion
+from b3_core.results import read_results
 from b3_core.stage import Stage, missing
 from b3_core.store import ArtifactStore
 

@@ -137,6 +137,12 @@ def show_outcome(console: Console, outcome: dict[str, Any]) -> None:
         console.print(arms_table(outcome))
         for line in sentences(outcome["differences"]):
             console.print(line, highlight=False)
+        for task, table in outcome.get("tasks", {}).items():
+            console.print(arms_table(table, title=task))
+            for line in sentences(table["differences"], table["metric"]):
+                console.print(line, highlight=False)
+        for uri in outcome.get("pictures", {}).values():
+            console.print(f"a batch: {uri}", highlight=False, soft_wrap=True)
         console.print(f"report: {outcome['report']}", highlight=False, soft_wrap=True)
     if "arms" in outcome and "manifests" in outcome:  # the whole pipeline: the ends are enough
         console.print(f"manifest: {outcome['manifests'][-1]}", highlight=False, soft_wrap=True)

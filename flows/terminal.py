@@ -65,11 +65,11 @@ class TerminalReporter:
             self.console.print(f"{title:<12} {seconds:7.1f} s", highlight=False)
 
 
-def arms_table(results: dict[str, Any]) -> Table:
+def arms_table(
+    results: dict[str, Any], *, title: str = "Held-out queries against all positives"
+) -> Table:
     """Lay the arms out side by side; the spread is the standard deviation over seeds."""
-    table = Table(
-        title="Held-out queries against all positives: mean (± spread) over seeds", box=SIMPLE_HEAD
-    )
+    table = Table(title=f"{title}: mean (± spread) over seeds", box=SIMPLE_HEAD)
     table.add_column("arm", no_wrap=True)
     for heading in (*_HEADINGS.values(), "examples", "train s", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)

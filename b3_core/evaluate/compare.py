@@ -97,10 +97,11 @@ def arms_table(
     return table
 
 
-def sentences(differences: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Say each difference in MRR with its interval: wherever a person reads it, in these words."""
+def sentences(differences: Mapping[str, Mapping[str, float]], metric: str = "mrr") -> list[str]:
+    """Say each difference with its interval: wherever a person reads it, in these words."""
+    called = {"mrr": "MRR"}.get(metric, metric)
     return [
-        f"{pair}: MRR {found['mean']:+.4f}, 95 % interval [{found['low']:+.4f}, "
+        f"{pair}: {called} {found['mean']:+.4f}, 95 % interval [{found['low']:+.4f}, "
         f"{found['high']:+.4f}] (paired bootstrap over seeds and queries)"
         for pair, found in differences.items()
     ]

@@ -100,9 +100,10 @@ def test_texts_that_look_like_paths_are_texts(
     there = tmp_path / "picture.png"
     there.write_bytes(picture(0))
     teacher = Teacher(TeacherSpec(model=str(models[model])))
-    (as_text, path_D), image_D = teacher.encode([text, str(there)]), teacher.encode(
-        [{"image": Image.open(there)}]
-    )[0]
+    (as_text, path_D), image_D = (
+        teacher.encode([text, str(there)]),
+        teacher.encode([{"image": Image.open(there)}])[0],
+    )
     assert np.isfinite(as_text).all()
     assert np.abs(path_D - image_D).max() > 1e-3
 

@@ -87,8 +87,8 @@ def test_a_file_may_look_like_a_glob(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gone.parquet", "gone-*.parquet"])
 def test_no_such_file(tmp_path: Path, name: str) -> None:
     assert refused(tmp_path / name) == (
-        f"no file matches {tmp_path / name}; expected a parquet, Arrow or tar file, a folder of such "
-        "files, or a glob; check the path"
+        f"no file matches {tmp_path / name}; expected a parquet, Arrow or tar file, a folder of "
+        "such files, or a glob; check the path"
     )
     with pytest.raises(InputError, match="no file matches"):
         source_digest(str(tmp_path / name))

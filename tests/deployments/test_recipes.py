@@ -38,6 +38,8 @@ def test_mmeb_has_the_papers_numbers(size):
     assert (spec.train.lora.r, spec.train.lora.alpha, spec.train.lora.dropout) == (8, 64, 0.1)
     assert spec.train.pooling == spec.teacher.pooling == "lasttoken"
     assert spec.arm("b3++")[1].negatives == 5
+    assert {d.media_root for d in spec.datasets} == {"/data/MMEB-train"}
+    assert all(set(d.media_columns) == {"query", "positive"} for d in spec.datasets)
     prompts = {d.task: d.positive_prompt for d in spec.datasets if d.positive_prompt}
     assert prompts["classification"] == "Represent the class label: "
 
