@@ -91,22 +91,23 @@ class MediaRoot:
         self._fs: Any = None
         if not rest:
             self._base = os.path.realpath(root)
-            if not os.path.isdir(self._base):
-                raise InputError(
-                    f"media root {root} is no folder",
-                    expected="a local folder, or s3://bucket/prefix",
-                    remedy="check the path",
-                )
-            return
-        if scheme not in ("s3", "s3a") or "@" in rest.split("/", 1)[0]:
+            there = os.path.isdir(self._base)
+        elif scheme in ("s3", "s3a") and "@" not in rest.split("/", 1)[0]:
+            self._fs, self._base = open_fs(root)
+            there = self._is_folder()
+        else:
+            secret = "@" in rest.split("/", 1)[0]
             raise InputError(
-                f"a media root is a {scheme}:// address"
-                if "@" not in rest
-                else "a media root carries credentials",
+                f"media root {'carries credentials' if secret else f'is a {scheme}:// address'}",
                 expected="a local folder, or s3://bucket/prefix",
-                remedy="credentials come from the AWS_* environment only",
+                remedy="credentials come from the AWS_* environment only" if secret else "",
             )
-        self._fs, self._base = open_fs(root)
+        if not there:
+            raise InputError(
+                f"media root {root} is no folder",
+                expected="a local folder, or s3://bucket/prefix",
+                remedy="check the path",
+            )
 
     def __reduce__(self) -> tuple[type["MediaRoot"], tuple[str, MediaLimits]]:
         return MediaRoot, (self.root, self.limits)
@@ -163,6 +164,12 @@ class MediaRoot:
         self.limits.check_bytes(wanted, kind)
         return wanted
 
+    def _is_folder(self) -> bool:
+        try:
+            return bool(self._fs.info(self._base)["type"] == "directory")
+        except FileNotFoundError:
+            return False
+
     def _read_remote(self, key: str, kind: str, start: int, size: int) -> bytes:
         try:
             info = self._fs.info(key)
@@ -188,7 +195,7 @@ def _parts(file: str) -> list[str]:
     parts = [part for part in file.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise MediaError("leads out of the media root")
-    if not parts:
+    if not parts or re.search(r"/\.?$", file):
         raise MediaError("names no file")
     return parts
 

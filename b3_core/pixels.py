@@ -277,6 +277,8 @@ def _opened_video(content: bytes, limits: MediaLimits) -> "Iterator[tuple[Any, A
         codec = stream.codec_context
         if codec is None or codec.name not in _CODECS:
             raise MediaError(f"is coded as {'nothing known' if codec is None else codec.name}")
+        if not codec.width:  # libav has dropped what is beyond its limit
+            raise MediaError(f"has no size, or more than {limits.max_pixels:,} px a frame")
         limits.check_size(codec.width, codec.height)
         codec.options = {"max_pixels": options["max_pixels"]}
         codec.thread_count = 1
@@ -313,10 +315,10 @@ def _track(content: bytes, limits: MediaLimits) -> _Track:
     last = max(last, last - min(times) * unit)
     # Headers are rounded, and written by many hands.
     if declared > last * Fraction(11, 10) + Fraction(1, 2):
-        raise MediaError(f"ends after {last:.1f} s of {declared:.1f} s")
+        raise MediaError(f"ends after {float(last):.1f} s of {float(declared):.1f} s")
     length = (end - min(times)) * unit
     if length > limits.max_seconds:
-        raise MediaError(f"is {length:,.0f} s long; at most {limits.max_seconds:,.0f}")
+        raise MediaError(f"is {float(length):,.0f} s long; at most {limits.max_seconds:,.0f}")
     return _Track(time_P, key_P, end)
 
 
