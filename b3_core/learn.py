@@ -60,6 +60,8 @@ class Student(Stage):
             initial = "student:" + before.address.fingerprint
         elif train.student == "tokens":  # the packaged model's token vectors
             initial = "tokens:" + teacher.weights_of("minilm", None)
+        elif train.student == "glyphs":  # the same, and a network from random weights
+            initial = "glyphs:" + teacher.weights_of("minilm", None)
         elif train.student != "static":
             initial = teacher.weights_of(train.student, train.revision)
         return cls(manifest, train, initial, before, span, compute or ComputeSpec())

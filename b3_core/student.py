@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from b3_core import packaged, teacher
+from b3_core import packaged, teacher, vision
 from b3_core.config import LoraSpec, TrainSpec
 from b3_core.errors import InputError
 from b3_core.static import is_static
@@ -37,6 +37,8 @@ def build_student(
         model = packaged.static_student(spec.dim, seed)
     elif spec.student == "tokens":
         model = packaged.token_student()
+    elif spec.student == "glyphs":
+        model = vision.glyph_student(seed)
     else:
         model = teacher.load_model(spec.student, revision=spec.revision, pooling=spec.pooling)
     if spec.max_length is not None:

@@ -162,12 +162,16 @@ def load_model(
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
     from transformers.utils import logging  # noqa: PLC0415 - likewise
 
+    from b3_core import vision  # noqa: PLC0415 - likewise
+
     multimodal.read_frames_as_images()
     logging.disable_progress_bar()  # loading takes less than a second, and b3 draws its own
     if name == "static":
         return packaged.static_teacher().to(device or "cpu")
     folder = str(packaged.minilm_folder()) if name == "minilm" else name
     local = Path(folder).is_dir()
+    if local and vision.is_glyph_student(Path(folder)):
+        return vision.load_glyph_student(Path(folder)).to(device or "cpu")
     model = SentenceTransformer(
         folder,
         device=device,
