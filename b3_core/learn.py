@@ -91,6 +91,11 @@ class Student(Stage):
         return {"manifest": self.manifest.address.fingerprint, "initial": self.initial}
 
     @property
+    def one_thread(self) -> bool:
+        """Say whether its training uses one core, as that of a packaged static model does."""
+        return self.train.student in ("static", "tokens")
+
+    @property
     def prompts(self) -> list[tuple[str, str]]:
         """What is put before each dataset's queries and positives."""
         prompted = [ref.spec.prompted(self.train) for ref in self.manifest.refs]

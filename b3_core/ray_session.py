@@ -8,7 +8,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -99,6 +99,11 @@ class RaySession:
             return max(1, int(torch.cuda.device_count() / self.compute.gpus_per_worker))
         return os.cpu_count() or 1
 
+    def side_by_side(self, jobs: int) -> int:
+        """Return how many trainings of one thread each run at once here; 1 on a GPU or cluster."""
+        alone = self.compute.train_workers > 1 or not self.on_this_cpu
+        return 1 if alone else max(1, min(jobs, os.cpu_count() or 1))
+
     @property
     def on_this_cpu(self) -> bool:
         """Say whether workers would be processes of this machine without a GPU of their own."""
@@ -146,17 +151,19 @@ class RaySession:
     def train(
         self,
         loop: Callable[..., None],
-        config: Mapping[str, Any],
+        configs: Sequence[Mapping[str, Any]],
         *,
         storage: str,
         progress: Progress = silent,
     ) -> None:
-        """Run a training loop as one Ray Train job.
+        """Run a training loop as a Ray Train job, or as several side by side.
 
-        Every worker calls ``loop(config, rank=, progress=, report=)``.
+        Every worker of a job calls ``loop(config, rank=, progress=, report=)``.
 
         Parameters
         ----------
+        configs
+            One a job.
         storage
             Folder or URI for Ray Train's own records; a bucket must exist.
 
@@ -165,11 +172,31 @@ class RaySession:
         B3Error
             What the loop raised on purpose; anything else as Ray reports it, after retries.
         """
+        self._open()
+        self._free_actors()
+        shown = _Together(progress, len(configs))
+        if len(configs) == 1:  # in this thread, which Ray lets end a job at Ctrl-C
+            self._train(loop, configs[0], storage, shown.of(0))
+            return
+        with ThreadPoolExecutor(len(configs)) as pool:
+            jobs = [
+                pool.submit(self._train, loop, config, storage, shown.of(place))
+                for place, config in enumerate(configs)
+            ]
+        for job in jobs:
+            job.result()
+
+    def _train(
+        self,
+        loop: Callable[..., None],
+        config: Mapping[str, Any],
+        storage: str,
+        progress: Progress,
+    ) -> None:
         ray = self._open()
         from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
         from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
-        self._free_actors()
         board = ray.remote(num_cpus=0)(_Board).remote()
         trainer = TorchTrainer(
             _train_worker,
@@ -230,6 +257,28 @@ def session(compute: ComputeSpec) -> Iterator[RaySession]:
             yield opened
         finally:
             _shared.pop()
+
+
+class _Together:
+    """Tells how far several jobs are as one."""
+
+    def __init__(self, progress: Progress, jobs: int) -> None:
+        self._progress = progress
+        self._state: list[tuple[int, int]] = [(0, 0)] * jobs
+        self._lock = threading.Lock()
+
+    def of(self, job: int) -> Progress:
+        """Return what one job tells its progress to."""
+
+        def told(done: int, total: int) -> None:
+            with self._lock:
+                self._state[job] = (done, total)
+                known = [state for state in self._state if state[1]]
+                # Jobs that have said nothing yet are taken to be as long as those that have.
+                whole = sum(total for _, total in known) * len(self._state) // len(known)
+                self._progress(sum(done for done, _ in known), whole)
+
+        return told
 
 
 class _Board:

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, TrainerCallback
 
 from b3_core.checkpoints import Checkpoints
 from b3_core.errors import B3Error, CorruptArtifactError
+from b3_core.gradients import average_gradients
 from b3_core.progress import Progress
 
 _POINTS = 50  # of the loss curve
@@ -37,13 +39,17 @@ class PlanTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     ----------
     rate_factor
         The learning rate's factor by step.
+    in_parts
+        Whether a step may go through some parts of the model only, and through one several times.
     """
 
     lr_scheduler: Any
 
-    def __init__(self, *, rate_factor: Callable[[int], float], **settings: Any) -> None:
+    def __init__(
+        self, *, rate_factor: Callable[[int], float], in_parts: bool = False, **settings: Any
+    ) -> None:
         self.step_losses: list[torch.Tensor] = []
-        self.rate_factor = rate_factor
+        self.rate_factor, self._in_parts = rate_factor, in_parts
         super().__init__(**settings)
         self.remove_callback(PrinterCallback)
 
@@ -57,6 +63,15 @@ class PlanTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def training_step(self, model: Any, *args: Any, **settings: Any) -> Any:
+        """Do a batch's forward and backward pass; gradients are those of all processes after it."""
+        if not self._in_parts or not isinstance(model, DistributedDataParallel):
+            return super().training_step(model, *args, **settings)
+        with model.no_sync():
+            loss = super().training_step(model, *args, **settings)
+        average_gradients(model.parameters())
+        return loss
 
     def compute_loss(self, *args: Any, **settings: Any) -> Any:
         """Return the loss of a batch.

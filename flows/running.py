@@ -26,8 +26,11 @@ Teacher = Annotated[str, typer.Option(help="static, minilm, or a model folder.")
 Store = Annotated[str, typer.Option(help="Folder or s3:// URI of artifacts.")]
 Pairs = Annotated[int, typer.Option(min=128, help="Training pairs at most.")]
 Corpus = Annotated[
-    Literal["code", "prose"],
-    typer.Option(help="Docstrings and code, or prose that documents web services."),
+    Literal["code", "prose", "icons", "digits", "tables"],
+    typer.Option(
+        help="Docstrings and code; prose that documents web services; pictures of icons and their "
+        "names, or of digits and theirs; questions about tables."
+    ),
 ]
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -75,11 +75,13 @@ def verify_manifests(students: list[Student], store: ArtifactStore) -> None:
 
 @task(name="train", cache_policy=NO_CACHE)
 def train_students(students: list[Student], session: RaySession, store: ArtifactStore) -> None:
-    """Train students one after another in a single Ray Train job."""
+    """Train students one after another in a Ray Train job; those of one thread in one a core."""
+    slim = all(student.one_thread for student in students)
+    jobs = session.side_by_side(len(students)) if slim else 1
     with reporting.step("train") as progress:
         session.train(
             train_loop,
-            {"root": store.root, "students": students},
+            [{"root": store.root, "students": students[job::jobs]} for job in range(jobs)],
             storage=store.uri(".ray"),
             progress=progress,
         )

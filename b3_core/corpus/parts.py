@@ -76,6 +76,13 @@ class Kind:
     """Returns the pairs of a file, or None if it cannot be read; called in another process."""
     wanted: str
     """What a pair is, for messages."""
+    task: str = "retrieval"
+    """The dataset's task, as CONFIG names it."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What is in the columns, as CONFIG says it."""
+        return {"query": "query", "positive": "positive"}
 
 
 @dataclass(frozen=True, eq=False)
