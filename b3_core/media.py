@@ -64,7 +64,7 @@ class Look:
     """What was found of a medium."""
 
     digest: str
-    """Hex blake2b, 128 bits, of its bytes; empty if they were not had."""
+    """Hex blake2b, 128 bits, of its bytes; empty if they were not read, or the process ended."""
     fault: str
     """Empty, or what is wrong with it."""
 

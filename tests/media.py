@@ -58,12 +58,12 @@ def clip(
     **options,
 ) -> bytes:
     """Return a clip of frames that go from black to white, or show ``picture(frame)``."""
-    default, pixels = CLIPS[format]
+    default, pixels = CLIPS.get(format, ("", "yuv420p"))
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
         stream = container.add_stream(codec or default, rate=rate, options=options)
         stream.width, stream.height = size
-        stream.pix_fmt = "rgb8" if codec == "gif" else pixels
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else pixels
         stream.codec_context.thread_count = 1
         if rotation:
             stream.set_display_rotation(rotation)

@@ -336,7 +336,9 @@ def test_many_more_cuts_and_flips(tmp_path, seed):
         (tmp_path / name).write_bytes(body)
     asked = [(kind, name) for name, (kind, _) in bodies.items()]
     looks = look_at(str(tmp_path), asked, workers=2, memory=512 * MIB, seconds=30)
-    assert [look.digest for look in looks] == [digest(body) for _, body in bodies.values()]
+    for look, (_, body) in zip(looks, bodies.values(), strict=True):
+        ended = look.fault.startswith(("it takes more than 512 MiB", "its process was ended"))
+        assert look.digest == ("" if ended else digest(body)), look
     assert looks == look_at(str(tmp_path), asked, workers=1, memory=512 * MIB, seconds=30)
 
 

@@ -286,6 +286,14 @@ def test_a_clip_that_ends_early_is_refused():
             decode_frames(whole[: len(whole) // 2])
 
 
+def test_a_container_that_is_not_listed_is_not_read():
+    """Whether it names other files or not: no list of those that do is complete."""
+    assert len(decode_frames(clip(3, format="matroska", codec="mpeg4"))) == 8
+    for format in ("nut", "mpjpeg", "asf"):
+        with pytest.raises(MediaError, match="Invalid argument|Invalid data"):
+            decode_frames(clip(3, format=format, codec="mjpeg" if format == "mpjpeg" else "mpeg4"))
+
+
 def test_sound_alone_is_no_video():
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
