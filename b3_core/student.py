@@ -66,9 +66,9 @@ def put_in_adapters(model: SentenceTransformer, lora: LoraSpec) -> None:
         raise InputError(
             "train.lora needs peft, which is not installed", remedy="run: pip install peft"
         ) from error
-    if is_static(model):
+    if not hasattr(model[0], "model"):
         raise InputError(
-            "train.lora is set, but a static student has no layers to adapt",
+            "train.lora is set, but the student is no transformer whose layers could be adapted",
             remedy="remove train.lora, or name a transformer in train.student",
         )
     config = LoraConfig(
@@ -89,9 +89,9 @@ def put_in_adapters(model: SentenceTransformer, lora: LoraSpec) -> None:
 
 def save_memory(model: SentenceTransformer) -> None:
     """Have a transformer compute activations twice instead of keeping them."""
-    if is_static(model):
+    inner = getattr(model[0], "model", None)
+    if inner is None:
         return
-    inner = model[0].model
     enable = getattr(inner, "activation_checkpointing_enable", None)  # before transformers 5: ...
     # Not the reentrant kind: beside adapters, what goes into a layer has no gradient.
     (enable or inner.gradient_checkpointing_enable)({"use_reentrant": False})
@@ -99,6 +99,6 @@ def save_memory(model: SentenceTransformer) -> None:
 
 def merge_adapters(model: SentenceTransformer) -> None:
     """Add what adapters have learnt to the weights, so that the student needs nothing beside it."""
-    merge = getattr(model[0].model, "merge_and_unload", None) if not is_static(model) else None
+    merge = getattr(getattr(model[0], "model", None), "merge_and_unload", None)
     if merge is not None:
         model[0].model = merge()

@@ -206,9 +206,8 @@ def _trainer(
         "loss": _loss(model, spec, rows=each, gather=processes > 1),
     }
     if not is_static(model):
-        return PlanTrainer(
-            **common, train_dataset=slot_dataset(slots, rows, marks=marks, shelves=shelves)
-        )
+        items = slot_dataset(slots, rows, marks=marks, shelves=shelves)
+        return PlanTrainer(**common, train_dataset=items, in_parts=shelves is not None)
     _check_backend()
     model[0].embedding = SparseMean.of(model[0].embedding)
     tokenizer = model[0].tokenizer

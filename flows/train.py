@@ -18,8 +18,8 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
     """Train a student on every manifest of CONFIG; return the URIs of the `students`.
 
     What is not mined yet is mined first. All students share one Ray Train job, or one a core where
-    each trains on one thread; those of each leg, where a curriculum is mined anew on the way. Each manifest is verified before anything is
-    trained on it.
+    each trains on one thread; those of each leg, where a curriculum is mined anew on the way. Each
+    manifest is verified before anything is trained on it.
     """
     store = ArtifactStore(spec.store.root)
     plan = plan_of(spec, store)
