@@ -84,7 +84,7 @@ def test_adapters_go_where_they_are_told(models):
     ("student", "targets", "message"),
     [
         ("qwen2", ("no_such",), r"train.lora.targets \['no_such'\] fit no layer of the student"),
-        ("static", (), "a static student has no layers to adapt"),
+        ("static", (), "the student is no transformer whose layers could be adapted"),
     ],
 )
 def test_adapters_that_cannot_be(student, targets, message, models):
