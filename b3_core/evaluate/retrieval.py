@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from b3_core.artifacts import Artifact, Draft
 from b3_core.errors import InputError
-from b3_core.evaluate.tiles import ranks_of_best
+from b3_core.evaluate.tiles import Parts, ranks_of_best
 
 VERSION = 2
 
@@ -64,9 +64,7 @@ def rank_of_positive(
             f"query {alone[0]} has no positive in the corpus ({alone.size} such queries)",
             expected=f"an entry of group {group_Q[alone[0]]}",
         )
-    return ranks_of_best(
-        query_QD, corpus_CD, start_Q=first_Q, end_Q=end_Q, positive_P=by_group_C, block=block
-    )
+    return ranks_of_best(query_QD, corpus_CD, Parts(first_Q, end_Q, by_group_C), block=block)
 
 
 def retrieval_metrics(rank_Q: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -9,8 +9,8 @@ fp64 products, summed in one order for every pair. So equal vectors have equal s
 the tile's size, nor the number of threads, nor CPU or GPU can change a rank. Ties go to the
 smaller index.
 
-Legend: Q queries, C corpus entries, D width, P positives of all queries, L candidates of all lists,
-b queries and c corpus entries of one tile.
+Legend: Q queries, C corpus entries, D width, P entries of all queries' parts, b queries and c
+corpus entries of one tile.
 """
 
 import sys
@@ -35,13 +35,19 @@ _Scores = npt.NDArray[np.float64]
 _Rows = npt.NDArray[np.int64]
 
 
+class Parts(NamedTuple):
+    """Some corpus entries for each query: query q's are ``row_P[start_Q[q]:end_Q[q]]``."""
+
+    start_Q: _Rows
+    end_Q: _Rows
+    row_P: _Rows
+
+
 def ranks_of_best(
     query_QD: _Vectors,
     corpus_CD: _Vectors,
+    positives: Parts,
     *,
-    start_Q: _Rows,
-    end_Q: _Rows,
-    positive_P: _Rows,
     block: int = 1 << 23,
     gpu: bool | None = None,
     progress: Progress = silent,
@@ -55,8 +61,8 @@ def ranks_of_best(
     ----------
     query_QD, corpus_CD
         Vectors; of unit length where cosine is meant.
-    start_Q, end_Q, positive_P
-        Query q's positives are ``positive_P[start_Q[q]:end_Q[q]]``: at least one, ascending.
+    positives
+        Of each query at least one, ascending.
     block
         Scores of a tile, at 4 bytes each.
     gpu
@@ -76,10 +82,10 @@ def ranks_of_best(
     ValueError
         The widths differ, or a query has no positive in the corpus.
     """
-    query_QD, corpus_CD = _checked(query_QD, corpus_CD, start_Q, end_Q, positive_P)
+    query_QD, corpus_CD = _checked(query_QD, corpus_CD, positives)
     query_length_Q = _lengths(query_QD, "query")
     corpus_length_C = _lengths(corpus_CD, "corpus entry")
-    best_Q, score_Q = _best(query_QD, corpus_CD, start_Q, end_Q, positive_P)
+    best_Q, score_Q = _best(query_QD, corpus_CD, positives)
     # A sum of D products in fp32, in any order (Higham 2002, section 3.1), twice: the second time
     # for the thresholds' own rounding.
     width = query_QD.shape[1]
@@ -103,10 +109,7 @@ def ranks_of_best(
 def ranks_in_lists(
     query_QD: _Vectors,
     candidate_CD: _Vectors,
-    *,
-    start_Q: _Rows,
-    end_Q: _Rows,
-    candidate_L: _Rows,
+    lists: Parts,
 ) -> _Rows:
     """Rank the first candidate of each query's own list among that list.
 
@@ -116,9 +119,9 @@ def ranks_in_lists(
         Vectors of the queries.
     candidate_CD
         Vectors of the candidates of all lists, each once.
-    start_Q, end_Q, candidate_L
-        Query q's list is ``candidate_L[start_Q[q]:end_Q[q]]``; its first is the positive. Among
-        equal scores the one earlier in the list is ahead, so none is ahead of an equal positive.
+    lists
+        Each query's own candidates, the positive first. Among equal scores the one earlier in the
+        list is ahead, so none is ahead of an equal positive.
 
     Returns
     -------
@@ -132,10 +135,10 @@ def ranks_in_lists(
     ValueError
         The widths differ, a list is empty, or a candidate is not there.
     """
-    query_QD, candidate_CD = _checked(query_QD, candidate_CD, start_Q, end_Q, candidate_L)
+    query_QD, candidate_CD = _checked(query_QD, candidate_CD, lists)
     _lengths(query_QD, "query")
     _lengths(candidate_CD, "candidate")
-    rank_Q: _Rows = _list_ranks(query_QD, candidate_CD, start_Q, end_Q, candidate_L)
+    rank_Q: _Rows = _list_ranks(query_QD, candidate_CD, lists)
     return rank_Q
 
 
@@ -165,7 +168,7 @@ class _Cpu:
         if self._score_bc.size < shape[0] * shape[1]:
             self._score_bc = np.empty(shape[0] * shape[1], np.float32)
         out = self._score_bc[: shape[0] * shape[1]].reshape(shape)
-        _count(np.matmul(tile.query_bD, self._corpus_Dc, out=out), *tile, ahead_b)
+        _count(np.matmul(tile.query_bD, self._corpus_Dc, out=out), tile, ahead_b)
 
 
 class _Gpu:
@@ -195,7 +198,7 @@ class _Gpu:
             score_bc = query_bD @ self._corpus_cD.T
         ahead_b += (score_bc > high_b1).sum(1).cpu().numpy()
         close = ((score_bc >= low_b1) & (score_bc <= high_b1)).nonzero().cpu().numpy()
-        _compare(close, tile.query_bD, tile.corpus_cD, score_b, tile.best_b, ahead_b)
+        _compare(close, tile, ahead_b)
 
 
 @contextmanager
@@ -221,14 +224,13 @@ def _steps(queries: int, entries: int, block: int) -> tuple[int, int]:
     return max(1, min(queries, block // step_c)), step_c
 
 
-def _checked(
-    query_QD: _Vectors, corpus_CD: _Vectors, start_Q: _Rows, end_Q: _Rows, row_P: _Rows
-) -> tuple[_Vectors, _Vectors]:
+def _checked(query_QD: _Vectors, corpus_CD: _Vectors, parts: Parts) -> tuple[_Vectors, _Vectors]:
+    start_Q, end_Q, row_P = parts
     if query_QD.ndim != 2 or corpus_CD.ndim != 2 or query_QD.shape[1] != corpus_CD.shape[1]:
         raise ValueError(f"shapes {query_QD.shape} and {corpus_CD.shape} have no width in common")
     if not len(query_QD) == len(start_Q) == len(end_Q) or (start_Q >= end_Q).any():
-        raise ValueError("every query needs one start and one end after it")
-    if len(query_QD) and not (start_Q.min() >= 0 and end_Q.max() <= len(row_P)):
+        raise ValueError("a query has no entry that is its own")
+    if len(query_QD) and not 0 <= start_Q.min() <= end_Q.max() <= len(row_P):
         raise ValueError(f"a query's part is not within {len(row_P)} rows")
     if len(row_P) and not 0 <= row_P.min() <= row_P.max() < len(corpus_CD):
         raise ValueError(f"a row is none of the {len(corpus_CD)} entries")
@@ -277,32 +279,24 @@ def _norms(vector_ND: _Vectors) -> _Scores:
 
 
 @njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
-def _best(
-    query_QD: _Vectors, corpus_CD: _Vectors, start_Q: _Rows, end_Q: _Rows, positive_P: _Rows
-) -> tuple[_Rows, _Scores]:
+def _best(query_QD: _Vectors, corpus_CD: _Vectors, positives: Parts) -> tuple[_Rows, _Scores]:
+    start_Q, end_Q, row_P = positives
     best_Q = np.empty(len(query_QD), np.int64)
     score_Q = np.empty(len(query_QD), np.float64)
     for q in prange(len(query_QD)):
-        best, most = positive_P[start_Q[q]], -np.inf
+        best, most = row_P[start_Q[q]], -np.inf
         for p in range(start_Q[q], end_Q[q]):
-            score = _inner(query_QD[q], corpus_CD[positive_P[p]])
+            score = _inner(query_QD[q], corpus_CD[row_P[p]])
             if score > most:  # of equal ones the first
-                best, most = positive_P[p], score
+                best, most = row_P[p], score
         best_Q[q], score_Q[q] = best, most
     return best_Q, score_Q
 
 
 # A query's other positives need no care: they score less than the best, or as much but stand later.
 @njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
-def _count(
-    score_bc: _Vectors,
-    query_bD: _Vectors,
-    corpus_cD: _Vectors,
-    score_b: _Scores,
-    error_b: _Scores,
-    best_b: _Rows,
-    ahead_b: _Rows,
-) -> None:
+def _count(score_bc: _Vectors, tile: _Tile, ahead_b: _Rows) -> None:
+    query_bD, corpus_cD, score_b, error_b, best_b = tile
     for b in prange(len(score_bc)):
         low, high = np.float32(score_b[b] - error_b[b]), np.float32(score_b[b] + error_b[b])
         above = close = 0
@@ -318,14 +312,8 @@ def _count(
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _compare(
-    close: _Rows,
-    query_bD: _Vectors,
-    corpus_cD: _Vectors,
-    score_b: _Scores,
-    best_b: _Rows,
-    ahead_b: _Rows,
-) -> None:
+def _compare(close: _Rows, tile: _Tile, ahead_b: _Rows) -> None:
+    query_bD, corpus_cD, score_b, _, best_b = tile
     for at in range(len(close)):
         b, c = close[at]
         exact = _inner(query_bD[b], corpus_cD[c])
@@ -333,12 +321,11 @@ def _compare(
 
 
 @njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
-def _list_ranks(
-    query_QD: _Vectors, candidate_CD: _Vectors, start_Q: _Rows, end_Q: _Rows, candidate_L: _Rows
-) -> _Rows:
+def _list_ranks(query_QD: _Vectors, candidate_CD: _Vectors, lists: Parts) -> _Rows:
+    start_Q, end_Q, row_L = lists
     rank_Q = np.ones(len(query_QD), np.int64)
     for q in prange(len(query_QD)):
-        positive = _inner(query_QD[q], candidate_CD[candidate_L[start_Q[q]]])
+        positive = _inner(query_QD[q], candidate_CD[row_L[start_Q[q]]])
         for at in range(start_Q[q] + 1, end_Q[q]):
-            rank_Q[q] += _inner(query_QD[q], candidate_CD[candidate_L[at]]) > positive
+            rank_Q[q] += _inner(query_QD[q], candidate_CD[row_L[at]]) > positive
     return rank_Q
