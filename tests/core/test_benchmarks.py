@@ -372,6 +372,7 @@ def test_report(mmeb_copy, tmp_path):
     assert found["Flickr30k t2i"] == 72.0
 
 
+@pytest.mark.slow
 def test_mteb_reads_the_result_files(tmp_path):
     folders.urban1k(tmp_path / "urban")
     result = run_benchmark(Benchmark("urban1k", str(tmp_path / "urban")), ColourEncoder())
