@@ -34,7 +34,7 @@ from b3_core.usage import peak_mb
 
 _SAMPLE = 2000
 _WARM_UP = 600  # rows
-_TIE = 50  # one positive in so many repeats the one before it
+TIE = 50  # one positive in so many repeats the one before it
 
 _Vectors = npt.NDArray[np.float32]
 
@@ -158,7 +158,7 @@ def clustered_pairs(rows: int, *, dim: int, seed: int) -> tuple[_Vectors, _Vecto
         query = (centre + normal(part)) * scale_D
         query_ND[start:stop] = _stored(query)
         positive_ND[start:stop] = _stored(query + normal(part) * scale_D)
-    positive_ND[1::_TIE] = positive_ND[: len(positive_ND[1::_TIE]) * _TIE : _TIE]
+    positive_ND[1::TIE] = positive_ND[: len(positive_ND[1::TIE]) * TIE : TIE]
     return query_ND, positive_ND
 
 

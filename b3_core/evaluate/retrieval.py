@@ -1,6 +1,6 @@
 """Where the positive of each held-out query ranks among all entries of a corpus.
 
-Legend: Q queries, C corpus entries, D width, b queries of one block.
+Legend: Q queries, C corpus entries, D width.
 """
 
 import json
@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from b3_core.artifacts import Artifact, Draft
 from b3_core.errors import InputError
+from b3_core.evaluate.tiles import Parts, ranks_of_best
 
-VERSION = 1
+VERSION = 2
 
 #: As :func:`retrieval_metrics` names them, in the order they are shown in.
 METRICS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10")
@@ -26,13 +27,13 @@ def rank_of_positive(
     *,
     group_Q: npt.NDArray[np.int32],
     group_C: npt.NDArray[np.int32],
-    block: int = 1 << 25,
+    block: int = 1 << 23,
 ) -> npt.NDArray[np.int64]:
     """Rank the best positive of each query among the corpus, by inner product.
 
     A query's positives are the corpus entries of its group; they do not compete with one another.
     A competitor is ahead of the positive if its score is higher, or equal and it stands earlier in
-    the corpus.
+    the corpus. Scores are exact: see :mod:`b3_core.evaluate.tiles`.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ def rank_of_positive(
     group_Q, group_C
         Their groups.
     block
-        Scores held at a time, at 4 bytes each (one query's at least); the Q x C matrix never is.
+        Scores held at a time, at 4 bytes each; the Q x C matrix never is.
 
     Returns
     -------
@@ -53,8 +54,6 @@ def rank_of_positive(
     InputError
         A vector is not finite, or a query has no positive in the corpus.
     """
-    _check_finite(query_QD, "query")
-    _check_finite(corpus_CD, "corpus entry")
     by_group_C = np.argsort(group_C, kind="stable")  # stable: a group's entries in corpus order
     first_Q, end_Q = (
         np.searchsorted(group_C[by_group_C], group_Q, side=side) for side in ("left", "right")
@@ -65,32 +64,7 @@ def rank_of_positive(
             f"query {alone[0]} has no positive in the corpus ({alone.size} such queries)",
             expected=f"an entry of group {group_Q[alone[0]]}",
         )
-    rank_Q = np.empty(len(query_QD), np.int64)
-    step = max(1, block // max(1, len(corpus_CD)))
-    for start in range(0, len(query_QD), step):
-        score_bC = query_QD[start : start + step] @ corpus_CD.T
-        for query, score_C in enumerate(score_bC, start):
-            own = by_group_C[first_Q[query] : end_Q[query]]
-            rank_Q[query] = _rank(score_C, own)
-    return rank_Q
-
-
-def _rank(score_C: npt.NDArray[np.float32], own: npt.NDArray[np.intp]) -> int:
-    """Rank the best of the entries ``own``, which ascend."""
-    best = own[score_C[own].argmax()]  # of equal ones the first
-    score = score_C[best]
-    # The group's other entries never count: they score less, or as much but stand later.
-    higher = np.count_nonzero(score_C > score)
-    return int(1 + higher + np.count_nonzero(score_C[:best] == score))
-
-
-def _check_finite(vectors_ND: npt.NDArray[np.float32], what: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))
-    if bad.size:  # NaN compares as false with everything: it would rank first
-        raise InputError(
-            f"the vector of {what} {bad[0]} is not finite ({bad.size} such vectors)",
-            remedy="look at that row's text: a text without a known token has no vector",
-        )
+    return ranks_of_best(query_QD, corpus_CD, Parts(first_Q, end_Q, by_group_C), block=block)
 
 
 def retrieval_metrics(rank_Q: npt.NDArray[np.int64]) -> dict[str, float]:
