@@ -453,6 +453,42 @@ class TrainSpec(Spec):
     )
 
 
+class BenchmarkSpec(Spec):
+    """A published benchmark, evaluated from a local copy of it."""
+
+    name: Literal[
+        "mmeb",
+        "flickr30k",
+        "coco",
+        "coco-1k",
+        "urban1k",
+        "images",
+        "msrvtt",
+        "msvd",
+        "didemo",
+        "vatex",
+        "activitynet",
+        "videos",
+    ] = Field(
+        description="Which one; images and videos are sets of one's own (docs/benchmarks.md)."
+    )
+    folder: str = Field(description="Where its annotations are: a local folder.")
+    media: str | None = Field(
+        None, description="Folder or s3:// prefix of its images or videos; else the same folder."
+    )
+    tasks: tuple[str, ...] = Field((), description="Some of its tasks, by name; all if none.")
+    positive_prompts: bool = Field(
+        True, description="Put MMEB's prompts before its targets (arXiv 2505.11293)."
+    )
+    text_query_prompt: str = Field("", description="Before a caption that is searched with.")
+    text_target_prompt: str = Field("", description="Before a caption that is searched for.")
+    media_query_prompt: str = Field("", description="Beside an image or video searched with.")
+    media_target_prompt: str = Field("", description="Beside an image or video searched for.")
+    drop_missing: bool = Field(
+        False, description="Leave out captions whose image or video is gone, and count them."
+    )
+
+
 class EvalSpec(Spec):
     """Held-out queries against every positive of their dataset."""
 
@@ -469,10 +505,15 @@ class EvalSpec(Spec):
         "image-to-text; reported as a task of its own.",
     )
 
+    benchmarks: tuple[BenchmarkSpec, ...] = Field(
+        (), description="Published benchmarks that every student is put through as well."
+    )
+
     @property
     def settings(self) -> dict[str, Any]:
         """What an evaluation is known by; choices that came later are left out at their default."""
-        return self.model_dump(exclude=set() if self.reverse else {"reverse"})
+        later = set() if self.reverse else {"reverse"}
+        return self.model_dump(exclude={"benchmarks", *later})
 
 
 class PromoteSpec(Spec):
@@ -699,11 +740,21 @@ def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
         )
         for d in spec.datasets
     ]
+    benchmarks = tuple(
+        each.model_copy(
+            update={
+                "folder": absolute_uri(each.folder, base),
+                "media": each.media and absolute_uri(each.media, base),
+            }
+        )
+        for each in spec.evaluate.benchmarks
+    )
     store = spec.store.model_copy(update={"root": absolute_uri(spec.store.root, base)})
     log_dir = absolute_uri(spec.compute.log_dir, base)
     return spec.model_copy(
         update={
             "datasets": tuple(datasets),
+            "evaluate": spec.evaluate.model_copy(update={"benchmarks": benchmarks}),
             "compute": spec.compute.model_copy(update={"log_dir": log_dir}),
             "store": store,
             "teacher": spec.teacher.model_copy(update={"model": _model(spec.teacher.model, base)}),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
+from b3_core.benchmarks import BenchmarkTable, table_of
 from b3_core.config import BatchSpec, ComputeSpec, MiningSpec, PipelineSpec, TrainSpec
 from b3_core.embed import PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Student
@@ -91,6 +92,19 @@ class Plan:
     def manifests(self) -> list[ManifestOf]:
         """All of them, leg by leg."""
         return [made for leg in self.legs for made in leg.manifests.values()]
+
+    def benchmarks(self, spec: PipelineSpec) -> BenchmarkTable | None:
+        """Return what each arm's student of the first seed is put through; None if nothing.
+
+        Raises
+        ------
+        InputError
+            A benchmark's local copy is not there.
+        """
+        if not spec.evaluate.benchmarks:
+            return None
+        first = {arm: self.evaluations[arm, spec.seeds[0]].student for arm in spec.arm_names}
+        return table_of(spec.name, first, spec.evaluate.benchmarks)
 
     @property
     def students(self) -> list[Student]:

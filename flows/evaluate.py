@@ -4,7 +4,9 @@ from prefect import flow
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from b3_core.benchmarks import read_table
 from b3_core.config import PipelineSpec
+from b3_core.errors import B3Error, reason
 from b3_core.plan import Plan
 from b3_core.promote import Promotion
 from b3_core.ray_session import RaySession, session
@@ -14,7 +16,7 @@ from flows import outcome
 from flows.mine import plan_of
 from flows.train import train
 from tasks import reporting
-from tasks.artifacts import publish_promotion, publish_results
+from tasks.artifacts import publish_benchmarks, publish_promotion, publish_results
 from tasks.stages import evaluate_student, run_stage
 from tasks.turns import gpu_turn
 
@@ -48,9 +50,48 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
             run_stage(plan.results, store)
         results = outcome.evaluated(plan, store)
         publish_results(spec.name, results)
+        results |= _benchmarks(plan, spec, store, ray)
         if spec.promote is not None:  # Ray is still open: the one in place may have to be judged
             results["promotion"] = _promote(plan, spec, store, ray)
     return results
+
+
+def _benchmarks(
+    plan: Plan, spec: PipelineSpec, store: ArtifactStore, ray: RaySession
+) -> outcome.Outcome:
+    """Put students through the benchmarks of CONFIG; what fails is told when the rest is done."""
+    table = plan.benchmarks(spec)
+    if table is None:
+        return {}
+    undone = [(arm, part) for arm, part in table.parts if store.find(part.address) is None]
+    failed = []
+    if undone:
+        with gpu_turn(spec.compute), reporting.step("benchmarks") as progress:
+            futures = {
+                evaluate_student.submit(
+                    part, ray, store.root, arm=f"{arm} on {part.called}", seed=spec.seeds[0]
+                ): (arm, part)
+                for arm, part in undone
+            }
+            for done, future in enumerate(as_completed(list(futures)), start=1):
+                try:
+                    future.result()
+                except Exception as error:  # the others go on
+                    failed.append((*futures[future], reason(error)))
+                progress(done, len(futures))
+    table = table.without(failed)
+    if store.find(table.address) is None:
+        run_stage(table, store)
+    made = store.get(table.address)
+    publish_benchmarks(spec.name, made)
+    if failed:
+        arm, part, why = failed[0]
+        raise B3Error(
+            f"{len(failed)} of {len(undone)} benchmark tasks failed, first {arm} on {why}",
+            remedy=f"the others are in {read_table(made)['benchmarks_report']}: mend it and run "
+            "the same command again",
+        )
+    return read_table(made)
 
 
 def _promote(

@@ -6,6 +6,7 @@ No Prefect here. A command whose work is all there answers from these without st
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from b3_core.benchmarks import read_table
 from b3_core.config import PipelineSpec
 from b3_core.embed import Pairs, PairsRef
 from b3_core.plan import Plan
@@ -60,11 +61,16 @@ def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
     }
     if missing(needed[flow], store):
         return None
+    judged = flow in ("evaluate", "pipeline")
+    table = plan.benchmarks(spec) if judged else None
+    if table is not None and missing([table], store):
+        return None
     if spec.promote is not None and flow in ("evaluate", "pipeline"):
         candidate = plan.evaluations[spec.promote.arm, spec.seeds[0]]
         if not Promotion(store, spec.name, spec.promote).decided(candidate):
             return None
-    return OF_FLOW[flow](plan, store)
+    found = OF_FLOW[flow](plan, store)
+    return found if table is None else {**found, **read_table(store.get(table.address))}
 
 
 def plan_in(spec: PipelineSpec, store: ArtifactStore) -> Plan | None:

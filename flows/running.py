@@ -144,6 +144,9 @@ def show_outcome(console: Console, outcome: dict[str, Any]) -> None:
             console.print(arms_table(table, title=task))
             for line in sentences(table["differences"], table["metric"]):
                 console.print(line, highlight=False)
+        if "benchmarks_report" in outcome:
+            where = outcome["benchmarks_report"]
+            console.print(f"benchmarks: {where}", highlight=False, soft_wrap=True)
         for uri in outcome.get("pictures", {}).values():
             console.print(f"a batch: {uri}", highlight=False, soft_wrap=True)
         console.print(f"report: {outcome['report']}", highlight=False, soft_wrap=True)

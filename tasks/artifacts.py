@@ -46,6 +46,16 @@ def publish_manifests(pipeline: str, manifests: Mapping[tuple[str, int], Artifac
     )
 
 
+def publish_benchmarks(pipeline: str, table: Artifact) -> None:
+    """Show the report of benchmarks, and where result files are."""
+    text = table.path("report.md").read_text(encoding="utf-8")
+    create_markdown_artifact(
+        f"{text}\n\nResult files: `{table.uri}`",
+        key=_key(pipeline, "benchmarks"),
+        description="Benchmarks beside published rows",
+    )
+
+
 def publish_results(pipeline: str, results: dict[str, Any]) -> None:
     """Show the arms side by side, and the differences between them."""
     rows = [

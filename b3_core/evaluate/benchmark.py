@@ -6,7 +6,7 @@ A task that fails leaves its reason in the result and the others go on.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -164,8 +164,13 @@ def run_benchmark(
     for score in run(spec, wanted, embedder):
         scores.append(score)
         progress(len(scores), len(wanted))
+    return of_scores(spec.name, scores)
+
+
+def of_scores(name: str, scores: Sequence[Score]) -> BenchmarkResult:
+    """Put the scores of a benchmark's tasks together, with MMEB's means over those that ran."""
     hit = {score.task: score.metrics["hit@1"] for score in scores if score.metrics}
-    return BenchmarkResult(spec.name, tuple(scores), mmeb.means(hit) if spec.name == "mmeb" else {})
+    return BenchmarkResult(name, tuple(scores), mmeb.means(hit) if name == "mmeb" else {})
 
 
 def read_captions(spec: Benchmark) -> CaptionSet:
