@@ -1,4 +1,4 @@
-"""Pictures all the way: mined, trained on, and put through benchmarks, by a vision-language model."""
+"""Pictures all the way: mined, trained on, judged by benchmarks; a vision-language model."""
 
 import json
 from pathlib import Path
