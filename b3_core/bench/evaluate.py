@@ -31,6 +31,7 @@ from b3_core.usage import peak_mb
 from b3_core.versions import installed
 
 _Vectors = npt.NDArray[np.float32]
+_NOISE = 2.0  # of a query, in standard deviations of each number
 _DEPTH = 100  # of the others' rankings: MRR beyond it is 0 for them
 
 #: What each computes beside hit@1, hit@5, hit@10 and MRR.
@@ -105,10 +106,18 @@ def bench_evaluate(
 
 
 def _vectors(corpus: int, dim: int, seed: int) -> Iterator[_Vectors]:
-    """Draw pairs without equal entries: which of them is ahead, each evaluator says otherwise."""
-    for vector_ND in clustered_pairs(corpus + corpus // (TIE - 1) + 1, dim=dim, seed=seed):
-        alone_N = np.arange(len(vector_ND)) % TIE != 1
-        yield vector_ND[alone_N][:corpus]
+    """Draw pairs without equal entries: which of them is ahead, each evaluator says otherwise.
+
+    Queries are farther from their positives than :func:`clustered_pairs` puts them, so that about
+    half of them find something else first.
+    """
+    rng = np.random.default_rng(seed + 1)
+    query_CD, corpus_CD = clustered_pairs(corpus + corpus // (TIE - 1) + 1, dim=dim, seed=seed)
+    alone_N = np.arange(len(corpus_CD)) % TIE != 1
+    query_CD += _NOISE * rng.standard_normal(query_CD.shape, np.float32) * query_CD.std(axis=0)
+    query_CD /= np.linalg.norm(query_CD, axis=1, keepdims=True)
+    yield query_CD[alone_N][:corpus]
+    yield corpus_CD[alone_N][:corpus]
 
 
 def _row(
