@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -204,9 +205,12 @@ def _mteb(query_QD: _Vectors, corpus_CD: _Vectors) -> dict[str, float]:
     import mteb  # noqa: PLC0415 - an extra
     from datasets import Dataset  # noqa: PLC0415 - seconds to import
     from mteb._evaluators import RetrievalEvaluator  # noqa: PLC0415
-    from mteb.models import SearchEncoderWrapper  # noqa: PLC0415
+    from mteb.models import SearchEncoderWrapper, search_wrappers  # noqa: PLC0415
     from mteb.timing import TimingStack  # noqa: PLC0415
 
+    # It would bring every text into another form first: that is no scoring.
+    wrappers: Any = search_wrappers
+    wrappers.create_dataloader = lambda rows, **_: SimpleNamespace(dataset=rows)
     queries, corpus = _names("q", len(query_QD)), _names("c", len(corpus_CD))
     depths = (1, 3, 5, 10, 20, 100, 1000)  # as its retrieval tasks have them
     evaluator: Any = RetrievalEvaluator(
