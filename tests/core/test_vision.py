@@ -44,6 +44,8 @@ def test_a_text_is_the_mean_of_pretrained_token_vectors(student: SentenceTransfo
     plain = packaged.token_student()
     assert np.array_equal(student.encode({"text": "tea pot"}), plain.encode("tea pot"))
     assert np.array_equal(student.encode("pot", prompt="tea "), plain.encode("tea pot"))
+    texts = ["tea pot", "", "a tea pot on the table", "pot"]  # of several lengths in one batch
+    assert np.allclose(student.encode(texts), plain.encode(texts), atol=1e-6)
 
 
 def test_a_picture_does_not_hang_on_its_batch(student: SentenceTransformer) -> None:
