@@ -415,8 +415,8 @@ class TrainSpec(Spec):
         None,
         gt=0,
         description="Peak; by default at a batch of 64 1e-2 for 'static', 1.5e-3 for other static "
-        "models (sparse Adam), 2e-5 for transformers (AdamW) and 1e-4 for adapters, growing with "
-        "the batch's root.",
+        "models (sparse Adam), 4e-3 for 'glyphs', 2e-5 for transformers (AdamW) and 1e-4 for "
+        "adapters, growing with the batch's root.",
     )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up.")
     max_length: int | None = Field(

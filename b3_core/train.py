@@ -26,6 +26,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
+from b3_core import packaged
 from b3_core.batches import BatchPlan
 from b3_core.checkpoints import Checkpoints
 from b3_core.collate import TokenCollator
@@ -51,7 +52,7 @@ VERSION = 3
 # As TrainSpec.learning_rate says: what is trained already wants smaller steps, and a batch of
 # four times the rows, whose gradient has half the noise, twice the step (square-root scaling for
 # Adam: Malladi et al. 2022, arXiv 2205.10287).
-_RATE = {"random": 1e-2, "static": 1.5e-3, "transformer": 2e-5, "adapters": 1e-4}
+_RATE = {"random": 1e-2, "static": 1.5e-3, "glyphs": 4e-3, "transformer": 2e-5, "adapters": 1e-4}
 _RATE_ROWS = 64
 _CACHED_FROM = 256  # rows a device: beyond, gradients are cached to bound memory
 _CACHED_ROWS = 64  # rows of one forward pass then; does not change the gradient
@@ -135,7 +136,8 @@ def train_student(
     """
     with _seeded(seed), _no_bars(), ExitStack() as stack:
         model = build_student(spec, seed=seed, initial=initial)
-        stack.enter_context(_threads(1 if is_static(model) else torch.get_num_threads()))
+        small = is_static(model) or spec.student in packaged.SMALL
+        stack.enter_context(_threads(1 if small else torch.get_num_threads()))
         compute = compute or ComputeSpec()
         if compute.gradient_checkpointing:
             save_memory(model)
@@ -271,7 +273,9 @@ def _arguments(
 
 def _rate(model: SentenceTransformer, spec: TrainSpec, *, rows: int) -> float:
     """Return the peak learning rate for batches of ``rows``, where CONFIG leaves it open."""
-    if not is_static(model):
+    if spec.student == "glyphs":
+        kind = "glyphs"
+    elif not is_static(model):
         kind = "transformer" if spec.lora is None else "adapters"
     else:
         kind = "random" if spec.student == "static" else "static"

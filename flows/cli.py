@@ -47,7 +47,10 @@ def demo(
     pairs: Pairs = 20_000,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every arm.")] = 3,
     batch_size: Annotated[int, typer.Option(min=2, help="Rows in a batch.")] = 64,
-    teacher: Teacher = "static",
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="static, minilm, or a model folder.", show_default="the corpus's own"),
+    ] = None,
     part: Annotated[str, typer.Option(help="Held-out part: test or validation.")] = "test",
     store: Store = ".b3",
     as_json: AsJson = False,
@@ -57,14 +60,15 @@ def demo(
 
     Docstrings are queries, function bodies their positives; whole packages are held out. With
     `--corpus prose` first sentences of documentation are queries, what follows them their
-    positives; whole services are held out. Three arms see the same examples from the same initial
-    weights: batches drawn at **random**, by the **paper**'s recipe, and by **b3**.
+    positives; whole services are held out. With `--corpus icons` (extra `icons`) pictures are
+    queries and their names positives, ranked both ways. Three arms see the same examples from the
+    same initial weights: batches drawn at **random**, by the **paper**'s recipe, and by **b3**.
     """
 
     def work() -> dict[str, Any]:
         settings = {
             "part": part,
-            "teacher": teacher,
+            **({} if teacher is None else {"teacher": teacher}),
             "arms": ["random", "paper", "b3"],
             "seeds": list(range(seeds)),
             "batches": {"batch_size": batch_size},

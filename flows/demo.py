@@ -89,8 +89,10 @@ _CHOSEN_FOR_TEXTS: dict[str, dict[str, Any]] = {"train": {"temperature": 0.1}}
 _CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     # The teacher reads names, not pictures: each stands for its picture.
     "icons": {
-        "teacher": {"reads": "positive"},
-        "train": {"student": "glyphs", "symmetric": True},
+        "teacher": {"model": "minilm", "reads": "positive"},
+        "mining": {"p": 0},
+        "batches": {"curriculum": [{"epochs": 2, "random_share": 1}, {"epochs": 2}]},
+        "train": {"student": "glyphs", "symmetric": True, "temperature": 0.1},
         "evaluate": {"reverse": True},
     },
 }
