@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from b3_core.evaluate import mmeb
-from b3_core.media import Item, MediaRoot, decode_frames, decode_image
+from b3_core.media import Item, MediaError, MediaRoot, decode_frames, decode_image
 from b3_core.progress import Progress, silent
 
 COLOURS = {
@@ -56,7 +56,10 @@ class ColourEncoder:
             else:
                 vector_D[4 + zlib.crc32(word.encode()) % 16] += 0.01
         if item.kind:
-            content = root.read(item.file)
+            try:
+                content = root.read(item.file)
+            except MediaError as error:
+                raise MediaError(f"'{item.file}' {error}") from error
             images = [decode_image(content)] if item.kind == "image" else decode_frames(content)
             vector_D[:3] += np.mean([np.asarray(image).mean((0, 1)) for image in images], 0) / 255
         return vector_D

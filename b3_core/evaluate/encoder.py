@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from b3_core.errors import InputError
-from b3_core.media import Item, MediaRoot
+from b3_core.media import Item, MediaError, MediaRoot
 from b3_core.progress import Progress, silent
 
 _CHUNK = 4096  # items encoded at a time: what a killed run loses
@@ -51,6 +51,11 @@ class Encoder(Protocol):
         -------
         numpy.ndarray
             float32, (N, D), of unit length.
+
+        Raises
+        ------
+        MediaError
+            A medium cannot be read; its file is named.
         """
 
 
@@ -152,7 +157,10 @@ class Embedder:
         if item.kind:
             if self.root is None:
                 raise InputError(f"'{item.file}' is a medium, and there is no media root")
-            digest.update(self.root.read(item.file))
+            try:
+                digest.update(self.root.read(item.file))
+            except MediaError as error:  # it says what is wrong, not with what
+                raise MediaError(f"'{item.file}' {error}") from error
         return digest.hexdigest()
 
 

@@ -23,7 +23,7 @@ from b3_core.evaluate.benchmark import (
 from b3_core.evaluate.encoder import Embedder
 from b3_core.evaluate.local import media_names
 from b3_core.evaluate.published import PUBLISHED, published_for
-from b3_core.media import Item, MediaRoot
+from b3_core.media import Item, MediaError, MediaRoot
 from tests import benchmark_folders as folders
 from tests.benchmark_folders import ColourEncoder
 
@@ -322,6 +322,13 @@ def test_what_the_memory_has_is_not_encoded_again(tmp_path):
     prompts = Prompts(media_target="a ", media_query="a ")
     run_benchmark(Benchmark("urban1k", str(tmp_path), prompts=prompts), prompted, memory=memory)
     assert {prompt for prompt, _ in prompted.asked} == {"a "}
+
+
+def test_a_medium_that_the_memory_needs_is_named(tmp_path):
+    folders.urban1k(tmp_path)
+    embedder = Embedder(ColourEncoder(), MediaRoot(str(tmp_path)), Kept())
+    with pytest.raises(MediaError, match="'image/no.jpg' "):
+        embedder.embed([Item(kind="image", file="image/no.jpg")])
 
 
 def test_an_encoder_that_returns_something_else(tmp_path):

@@ -1,0 +1,71 @@
+"""mteb's own task classes, offline, from a folder."""
+
+import pytest
+from datasets import Dataset, Features, Image, Value
+
+from b3_core.errors import InputError
+from b3_core.evaluate.mteb_tasks import local_task, run_task
+from tests.benchmark_folders import TOLD, ColourEncoder, picture
+
+mteb = pytest.importorskip("mteb")
+
+README = """---
+configs:
+- config_name: corpus
+  data_files: [{split: test, path: corpus.parquet}]
+- config_name: queries
+  data_files: [{split: test, path: queries.parquet}]
+- config_name: qrels
+  data_files: [{split: test, path: qrels.parquet}]
+---
+"""
+
+
+@pytest.mark.slow
+def test_flickr30k_from_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "copy"
+    for at, (colour, _) in enumerate(TOLD):
+        picture(tmp_path / f"{at}.png", colour)
+    captions = [(at, n, word) for at, (_, said) in enumerate(TOLD) for n, word in enumerate(said)]
+    folder.mkdir()
+    (folder / "README.md").write_text(README)
+    Dataset.from_dict(
+        {
+            "id": [str(at) for at in range(5)],
+            "modality": ["image"] * 5,
+            "image": [str(tmp_path / f"{at}.png") for at in range(5)],
+        },
+        features=Features({"id": Value("string"), "modality": Value("string"), "image": Image()}),
+    ).to_parquet(folder / "corpus.parquet")
+    Dataset.from_dict(
+        {
+            "id": [f"{at}-{n}" for at, n, _ in captions],
+            "modality": ["text"] * 25,
+            "text": [f"It is {word}." for *_, word in captions],
+        }
+    ).to_parquet(folder / "queries.parquet")
+    Dataset.from_dict(
+        {
+            "query-id": [f"{at}-{n}" for at, n, _ in captions],
+            "corpus-id": [str(at) for at, *_ in captions],
+            "score": [1] * 25,
+        }
+    ).to_parquet(folder / "qrels.parquet")
+    encoder = ColourEncoder()
+    result = run_task(
+        local_task("Flickr30kT2IRetrieval", str(folder)), encoder, prompts={"query": "find "}
+    )
+    scores = result.scores["test"][0]
+    # As in test_benchmarks: of 25 captions 18 find their medium first.
+    assert scores["hit_rate_at_1"] == pytest.approx(18 / 25)
+    assert result.task_name == "Flickr30kT2IRetrieval"
+    assert {(prompt, item.kind) for prompt, item in encoder.asked} == {("find ", ""), ("", "image")}
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no README\.md"):
+        local_task("Flickr30kT2IRetrieval", str(tmp_path))
+    (tmp_path / "README.md").touch()
+    with pytest.raises(InputError, match="no task 'Flickr'"):
+        local_task("Flickr", str(tmp_path))
