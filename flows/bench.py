@@ -383,6 +383,39 @@ def overhead(
     run_command(work, as_json=as_json, verbose=verbose, show=_show_overhead)
 
 
+@app.command()
+def evaluate(
+    *,
+    queries: Annotated[int, typer.Option(min=1, help="Queries.")] = 5_000,
+    corpus: Annotated[
+        int, typer.Option(min=1, help="Entries that each is ranked against.")
+    ] = 100_000,
+    dim: Annotated[int, typer.Option(min=8, help="Width of the vectors.")] = 512,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every method.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of every method.")] = 3,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Scoring of held-out queries beside mteb's and sentence-transformers' own evaluators."""
+
+    def work() -> dict[str, Any]:
+        from b3_core.bench.evaluate import bench_evaluate  # noqa: PLC0415
+        from tasks import reporting  # noqa: PLC0415
+
+        with reporting.step("evaluate") as progress:
+            found = bench_evaluate(
+                queries=queries,
+                corpus=corpus,
+                dim=dim,
+                threads=threads,
+                repeats=repeats,
+                progress=progress,
+            )
+        return {"rows": found.pop("results"), **found}
+
+    run_command(work, as_json=as_json, verbose=verbose, show=_show)
+
+
 #: Plain first: whoever is second finds the files of the libraries in memory.
 _WAYS = {"plain script": ["b3_core.bench.overhead"], "flows": ["flows", "run"]}
 

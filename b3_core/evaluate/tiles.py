@@ -120,8 +120,8 @@ def ranks_in_lists(
     candidate_CD
         Vectors of the candidates of all lists, each once.
     lists
-        Each query's own candidates, the positive first. Among equal scores the one earlier in the
-        list is ahead, so none is ahead of an equal positive.
+        Each query's own candidates, the positive first. Another candidate with its score is ahead
+        of it: a model to which all are alike would be right everywhere else.
 
     Returns
     -------
@@ -325,7 +325,9 @@ def _list_ranks(query_QD: _Vectors, candidate_CD: _Vectors, lists: Parts) -> _Ro
     start_Q, end_Q, row_L = lists
     rank_Q = np.ones(len(query_QD), np.int64)
     for q in prange(len(query_QD)):
-        positive = _inner(query_QD[q], candidate_CD[row_L[start_Q[q]]])
+        own = row_L[start_Q[q]]
+        positive = _inner(query_QD[q], candidate_CD[own])
         for at in range(start_Q[q] + 1, end_Q[q]):
-            rank_Q[q] += _inner(query_QD[q], candidate_CD[row_L[at]]) > positive
+            other = row_L[at]
+            rank_Q[q] += other != own and _inner(query_QD[q], candidate_CD[other]) >= positive
     return rank_Q

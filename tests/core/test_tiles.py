@@ -38,11 +38,11 @@ def slow_best(query_QD, corpus_CD, lists) -> list[int]:
 
 
 def slow_list(query_QD, corpus_CD, lists) -> list[int]:
-    orders = [
-        np.argsort(-exact(query_D, corpus_CD[own]), kind="stable")
-        for query_D, own in zip(query_QD, lists, strict=True)
-    ]
-    return [1 + int(np.flatnonzero(order == 0)[0]) for order in orders]
+    ranks = []
+    for query_D, own in zip(query_QD, lists, strict=True):
+        score = exact(query_D, corpus_CD[own])
+        ranks.append(1 + int(((score >= score[0]) & (np.asarray(own) != own[0])).sum()))
+    return ranks
 
 
 @settings(deadline=None, max_examples=25)
@@ -70,9 +70,15 @@ def test_slow_twins(seed, block, whole):
 def test_a_list_by_hand():
     query_QD = np.array([[1, 0], [0, 1]], np.float32)
     candidate_CD = np.array([[0.5, 9], [0.7, 8], [0.5, 9], [0.1, 7]], np.float32)
-    # 0.5 against 0.7, 0.5 and 0.1; 8 against an equal 8 and 7: the positive is the earlier one.
+    # 0.5 against 0.7, an equal 0.5 and 0.1; 8 against itself, given twice, and 7.
     lists = [np.array([0, 1, 2, 3]), np.array([1, 1, 3])]
-    assert ranks_in_lists(query_QD, candidate_CD, parts(lists)).tolist() == [2, 1]
+    assert ranks_in_lists(query_QD, candidate_CD, parts(lists)).tolist() == [3, 1]
+
+
+def test_a_model_to_which_all_are_alike_is_wrong_everywhere():
+    same_CD = np.ones((5, 3), np.float32)
+    lists = [np.array([0, 1, 2]), np.array([3, 4])]
+    assert ranks_in_lists(same_CD[:2], same_CD, parts(lists)).tolist() == [3, 2]
 
 
 def near_ties() -> tuple[np.ndarray, np.ndarray, Parts]:
