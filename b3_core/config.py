@@ -174,6 +174,17 @@ Pooling = Annotated[
 ]
 
 
+ImageSide = Annotated[
+    int | None,
+    Field(
+        ge=8,
+        description="Images are scaled down to at most so many pixels a side before the model's "
+        "own processor; only that, by default.",
+    ),
+]
+Frames = Annotated[int, Field(ge=1, description="Frames of a video, at equal distances.")]
+
+
 class TeacherSpec(Spec):
     """The pretrained encoder that ranks positives for each query."""
 
@@ -194,13 +205,8 @@ class TeacherSpec(Spec):
         description="What stands for a row when its positives are ranked: its query, or, for a "
         "teacher that cannot read queries (a text model, of images), its own positive.",
     )
-    image_side: int | None = Field(
-        None,
-        ge=8,
-        description="Images are scaled down to at most so many pixels a side before the model's "
-        "own processor; only that, by default.",
-    )
-    frames: int = Field(8, ge=1, description="Frames of a video, at equal distances.")
+    image_side: ImageSide = None
+    frames: Frames = 8
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the encoder.")
 
 
@@ -425,13 +431,8 @@ class TrainSpec(Spec):
     query_prompt: str = Field("", description="Put before every query.")
     positive_prompt: str = Field("", description="Put before every positive.")
     pooling: Pooling = None
-    image_side: int | None = Field(
-        None,
-        ge=8,
-        description="Images are scaled down to at most so many pixels a side before the model's "
-        "own processor; only that, by default.",
-    )
-    frames: int = Field(8, ge=1, description="Frames of a video, at equal distances.")
+    image_side: ImageSide = None
+    frames: Frames = 8
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the student.")
     symmetric: bool = Field(
         False, description="Contrast positives with queries too: the mean of both directions."

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from b3_core import pairs, teacher
+from b3_core import pairs, reading, teacher
 from b3_core.artifacts import Address, Artifact, Draft
 from b3_core.config import DatasetSpec, EvalSpec, TeacherSpec, TrainSpec
 from b3_core.errors import InputError
 from b3_core.inputs import PACKED, Shelf
 from b3_core.progress import Progress, silent
+from b3_core.source import source_digest
 from b3_core.stage import Past, Stage
 from b3_core.store import ArtifactStore
 
@@ -44,7 +45,8 @@ class Pairs(Stage):
     def of(cls, spec: DatasetSpec, evaluate: EvalSpec) -> Self:
         """Fingerprint the dataset's files as they are now."""
         looks = (
-            pairs.source_digest(uri) + pairs.media_look(spec, uri) for uri in pairs.uris_of(spec)
+            source_digest(uri) + reading.media_look(spec, uri)
+            for uri in reading.uris_of(spec)
         )
         return cls(spec, evaluate, "".join(looks))
 
@@ -71,7 +73,7 @@ class Pairs(Stage):
         return {"source": self.source}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        split = pairs.read_split(
+        split = reading.read_split(
             self.spec, self.evaluate, packed=draft.path(PACKED), progress=progress
         )
         split.save(draft)

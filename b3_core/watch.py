@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.embed import Pairs
-from b3_core.pairs import media_look, uris_of
+from b3_core.reading import media_look, uris_of
 from b3_core.source import source_listing
 from b3_core.store import ArtifactStore
 

@@ -15,7 +15,8 @@ from b3_core.config import DatasetSpec, EvalSpec, parse_config
 from b3_core.embed import Pairs
 from b3_core.errors import InputError
 from b3_core.inputs import Packer, Seeing
-from b3_core.pairs import PairTable, media_look, read_split, shelf_of
+from b3_core.pairs import PairTable, shelf_of
+from b3_core.reading import media_look, read_split
 from b3_core.store import ArtifactStore
 from tests.media import clip, png
 
