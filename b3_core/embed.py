@@ -45,8 +45,7 @@ class Pairs(Stage):
     def of(cls, spec: DatasetSpec, evaluate: EvalSpec) -> Self:
         """Fingerprint the dataset's files as they are now."""
         looks = (
-            source_digest(uri) + reading.media_look(spec, uri)
-            for uri in reading.uris_of(spec)
+            source_digest(uri) + reading.media_look(spec, uri) for uri in reading.uris_of(spec)
         )
         return cls(spec, evaluate, "".join(looks))
 

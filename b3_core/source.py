@@ -124,20 +124,21 @@ def _path_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
 def _looks(root: str, paths: Sequence[str]) -> Iterator[tuple[str, object]]:
     """Yield what a listing says of files below ``root``; None of one that is not there."""
     fs, folder = open_fs(root)
+    # Whoever reads them says what is wrong with the others.
+    inside = [path for path in paths if not path.startswith("/") and ".." not in path.split("/")]
+    found: dict[str, object] = {}
     if isinstance(fs, Remote):
-        common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
-        listed = fs.find(posixpath.join(folder, common), detail=True)
-        found = {name: (info["size"], info.get("ETag")) for name, info in listed.items()}
-        for path in paths:
-            yield path, found.get(posixpath.join(folder, path))
-        return
+        common = posixpath.commonpath([posixpath.dirname(path) for path in inside] or [""])
+        with contextlib.suppress(FileNotFoundError):
+            listed = fs.find(posixpath.join(folder, common), detail=True)
+            found = {name: (info["size"], info.get("ETag")) for name, info in listed.items()}
+    else:
+        for path in inside:
+            with contextlib.suppress(OSError, ValueError):
+                info = os.stat(os.path.join(folder, path))
+                found[posixpath.join(folder, path)] = (info.st_size, info.st_mtime_ns)
     for path in paths:
-        try:
-            info = os.stat(os.path.join(folder, path))
-        except (OSError, ValueError):  # missing, or no path: whoever reads it will say so
-            yield path, None
-        else:
-            yield path, (info.st_size, info.st_mtime_ns)
+        yield path, found.get(posixpath.join(folder, path))
 
 
 def read_rows(uri: str, columns: Mapping[str, str], media: MediaColumns | None = None) -> pa.Table:

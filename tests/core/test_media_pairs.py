@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 from PIL import Image
 
 from b3_core.artifacts import Draft
@@ -18,6 +19,7 @@ from b3_core.inputs import Packer, Seeing
 from b3_core.pairs import PairTable, shelf_of
 from b3_core.reading import media_look, read_split
 from b3_core.store import ArtifactStore
+from tests.conftest import use_s3
 from tests.media import clip, png
 
 COLORS = [(25 * n, 200 - 20 * n, 10 * n) for n in range(10)]
@@ -308,3 +310,26 @@ def test_a_draft_needs_no_packed_file_where_nothing_is_packed(tmp_path: Path) ->
     (tmp_path / "draft").mkdir(exist_ok=True)
     read_split(spec, EvalSpec(), packed=draft.path("media.bin")).save(draft)
     assert "media.bin" not in draft.names()
+
+
+@pytest.mark.parametrize("way", [as_paths, as_shards])
+def test_media_in_a_bucket_are_those_of_a_folder(
+    tmp_path: Path, s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, way
+) -> None:
+    use_s3(monkeypatch, s3_server)
+    local = way(tmp_path / "d")
+    there = f"{s3_bucket}/{way.__name__}"
+    direct = s3fs.S3FileSystem(endpoint_url=s3_server, use_listings_cache=False)
+    direct.put(str(tmp_path / "d"), there, recursive=True)
+    spec = local.model_copy(update={"uri": f"{there}{local.uri.removeprefix(str(tmp_path / 'd'))}"})
+    here, far = (read(each, tmp_path) for each in (local, spec))
+    assert here.train.digest == far.train.digest
+    assert here.heldout.digest == far.heldout.digest
+    assert colors(far.train, spec, tmp_path / "media.bin") == colors(
+        here.train, local, tmp_path / "media.bin"
+    )
+    before = media_look(spec, spec.uri)
+    assert bool(before) == (way is as_paths)
+    if before:
+        direct.pipe_file(f"{there}/img/3.png", png((1, 1, 1)))
+        assert media_look(spec, spec.uri) != before
