@@ -1,0 +1,80 @@
+"""What a dataset's task changes, on real data: digits with labels, questions with short answers."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from b3_core import corpus, packaged
+from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, TeacherSpec
+from b3_core.embed import Pairs, PairsRef, Vectors
+from b3_core.manifest import Manifest
+from b3_core.mine import Communities, Graph, ManifestOf
+from b3_core.neighbours import rank
+from b3_core.pairs import PairTable
+from b3_core.quality import describe
+from b3_core.ranking import ranking_of
+from b3_core.store import ArtifactStore
+
+
+def mined(folder: Path, kind: str, task: str, rows: int, *, k: int, **columns: str):
+    """Mine a corpus by a task's rules; return its rows, the plan, and what links rows."""
+    made = corpus.read_corpus(corpus.KINDS[kind], rows)
+    source = folder / f"{kind}.parquet"
+    pq.write_table(made.train, source)
+    spec = DatasetSpec(
+        name=kind, uri=str(source), **(columns or corpus.KINDS[kind].columns), task=task
+    )
+    store = ArtifactStore(str(folder / task))
+    ref = PairsRef.of(spec, Pairs.of(spec, EvalSpec()).run(store))
+    teacher = TeacherSpec(reads="both" if columns else "positive")
+    vectors = Vectors.of(store, ref, teacher, 4096)
+    mining, batching = MiningSpec(k=k), BatchSpec(batch_size=k)
+    ranks = ranking_of(ref, vectors.address, mining)
+    communities = Communities(ref, Graph(ref, ranks, mining), mining, 0)
+    stage = ManifestOf("rules", ((communities,),), mining, batching, 0)
+    for each in (*vectors.shards, vectors, ranks, communities.graph, communities, stage):
+        each.run(store)
+    table = PairTable.load(store.get(ref.address), "train")
+    plan = Manifest.load(store.get(stage.address)).plan
+    return table, plan, ranks.link(store, mining)[0]
+
+
+def test_digits_are_linked_to_near_labels_by_the_rule_for_labels_alone(tmp_path: Path) -> None:
+    """By rows, the first p are an arbitrary part of one label, and the window sees hardly another.
+
+    Labels whose nearest ones have nearer ones of their own are alone by either rule.
+    """
+    alone, met = {}, {}
+    for task in ("classification", "retrieval"):
+        table, _, attract = mined(tmp_path, "digits", task, 1000, k=4)
+        degree_N = np.diff(attract.indptr)
+        label_E = table.group_N[np.repeat(np.arange(attract.rows), degree_N)]
+        pairs = np.unique(np.column_stack([label_E, table.group_N[attract.indices]]), axis=0)
+        assert (pairs[:, 0] != pairs[:, 1]).all()  # its own label never
+        alone[task], met[task] = float((degree_N == 0).mean()), len(pairs) // 2
+    print(f"\nrows without a partner: {alone}; pairs of labels that meet: {met}")
+    assert alone["classification"] < 0.3 and alone["retrieval"] > 0.6
+    assert min(met.values()) >= 3
+
+
+def test_answers_that_nearly_repeat_are_kept_out_by_the_rule_for_questions(tmp_path: Path) -> None:
+    """Hundreds of numbers are nearly the answer: p = 70 keeps out what p = 30 lets in."""
+    found = {}
+    for task in ("vqa", "retrieval"):
+        columns = {"query": "query", "positive": "text"}
+        table, plan, _ = mined(tmp_path, "tables", task, 3000, k=16, **columns)
+        model = packaged.static_teacher()
+        sides = (table.queries, table.positives)
+        query_ND, positive_ND = (
+            model.encode(texts.to_pylist(), normalize_embeddings=True) for texts in sides
+        )
+        ranks = rank(query_ND, positive_ND, group_N=table.group_N, width=170)
+        found[task] = describe(plan, ranks, p=70, m=100)["too_hard"]
+    print(f"\npartners among the 70 nearest answers: {found}")
+    assert found["vqa"] < 0.6 * found["retrieval"]
+
+
+def test_both_corpora_are_of_their_task() -> None:
+    assert corpus.KINDS["digits"].task == "classification"
+    assert corpus.KINDS["tables"].task == "vqa"
