@@ -37,7 +37,12 @@ from b3_core.graph import CsrGraph
 from b3_core.neighbours import finite
 from b3_core.progress import Progress, silent
 
-VERSION = 1
+VERSION = 2
+
+#: CPM's resolution in units of the graph's own density. Row by row, as graphs of ranks have it, it
+#: would lie above every density there is: a row is linked to far more rows than a community holds,
+#: and Leiden would find none (docs/decisions.md, "Leiden on labels").
+RESOLUTION = 5.0
 
 _CELLS = 1 << 21  # numbers in one array of a block: 16 MB in float64
 _SET_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype="u1")
@@ -215,6 +220,11 @@ def link_labels(ranks: LabelRanks, *, edges: int = 100, rng: np.random.Generator
     drawn_NN = coo_array((np.ones(len(row_X), bool), (row_X, other_X)), shape=(rows, rows)).tocsr()
     del row_X, other_X
     return CsrGraph.of(drawn_NN.maximum(drawn_NN.T))
+
+
+def resolution(attract: CsrGraph) -> float:
+    """Return the CPM resolution for a graph that :func:`link_labels` made."""
+    return RESOLUTION * float(attract.weight.sum(dtype=np.float64)) / max(attract.rows, 1) ** 2
 
 
 def describe_labels(community_N: npt.NDArray[np.int32], ranks: LabelRanks) -> dict[str, float]:

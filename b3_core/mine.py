@@ -130,17 +130,18 @@ class Communities(DatasetStage):
         attract = graph.CsrGraph.load(edges, "attract")
         repel = graph.CsrGraph.load(edges, "repel")
         now = self.ref.table(store)
+        mining = self.graph.ranks.partitioning(self.mining, attract)
         given: dict[str, Any] = {
             "attract": attract,
             "repel": repel,
             "group_N": now.group_N,
-            "spec": self.mining,
+            "spec": mining,
             "rng": generator(self.seed, "balance"),
             "progress": progress,
         }
         if self.earlier is None:
             found_N = communities.find_communities(
-                attract, self.mining, rng=generator(self.seed, "communities"), repel=repel
+                attract, mining, rng=generator(self.seed, "communities"), repel=repel
             )
             partition = balance.balance(found_N, **given)
         else:

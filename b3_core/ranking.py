@@ -46,6 +46,10 @@ class Ranking(DatasetStage):
     def link_settings(self, mining: MiningSpec) -> Mapping[str, Any]:
         """Return what decides the graphs, of all that CONFIG says."""
 
+    def partitioning(self, mining: MiningSpec, attract: graph.CsrGraph) -> MiningSpec:
+        """Return the mining as it is for communities of this graph, whatever CONFIG left open."""
+        return mining
+
     @abstractmethod
     def link(self, store: ArtifactStore, mining: MiningSpec) -> Graphs:
         """Build the graph of rows that attract one another, and that of those too hard."""
@@ -171,6 +175,10 @@ class LabelRanks(Ranking):
 
     def link_settings(self, mining: MiningSpec) -> Mapping[str, Any]:  # noqa: D102
         return {"m": mining.m}
+
+    def partitioning(self, mining: MiningSpec, attract: graph.CsrGraph) -> MiningSpec:  # noqa: D102
+        own = labels.resolution(attract) if mining.resolution is None else mining.resolution
+        return mining.model_copy(update={"resolution": own})
 
     def link(self, store: ArtifactStore, mining: MiningSpec) -> Graphs:  # noqa: D102
         near = labels.LabelRanks.load(store.get(self.address))

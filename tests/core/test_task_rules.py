@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from b3_core import corpus, packaged
+from b3_core import corpus, labels, packaged
+from b3_core.balance import balance
+from b3_core.communities import find_communities
 from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, TeacherSpec
 from b3_core.embed import Pairs, PairsRef, Vectors
+from b3_core.graph import CsrGraph
 from b3_core.manifest import Manifest
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.neighbours import rank
@@ -78,3 +81,25 @@ def test_answers_that_nearly_repeat_are_kept_out_by_the_rule_for_questions(tmp_p
 def test_both_corpora_are_of_their_task() -> None:
     assert corpus.KINDS["digits"].task == "classification"
     assert corpus.KINDS["tables"].task == "vqa"
+
+
+def test_leiden_finds_near_labels_in_a_thinned_graph(tmp_path: Path) -> None:
+    """By the resolution of graphs of ranks it finds single rows, and swaps end far below."""
+    rng = np.random.default_rng(0)
+    topic_LD = np.repeat(np.eye(20, dtype=np.float32), 15, axis=0)  # 15 labels of each of 20 topics
+    label_LD = topic_LD + rng.normal(0, 0.05, topic_LD.shape).astype(np.float32)
+    label_LD /= np.linalg.norm(label_LD, axis=1, keepdims=True)
+    group_N = np.repeat(np.arange(300, dtype=np.int32), 20)
+    near = labels.rank_labels(label_LD[group_N], label_LD[group_N], group_N=group_N, share=0.05)
+    attract = labels.link_labels(near, edges=100, rng=rng)
+    partners = {}
+    for name, resolution in (("rows", None), ("labels", labels.resolution(attract))):
+        spec = MiningSpec(k=8, resolution=resolution)
+        found_N = find_communities(attract, spec, rng=np.random.default_rng(0))
+        partition = balance(
+            found_N, attract=attract, repel=CsrGraph.empty(attract.rows), group_N=group_N,
+            spec=spec, rng=np.random.default_rng(0),
+        )  # fmt: skip
+        partners[name] = labels.describe_labels(partition.label_N, near)["mutual"]
+    print(f"\npartners of near labels, of 7: {partners}")
+    assert partners["labels"] > 6 > 1.5 * partners["rows"]
