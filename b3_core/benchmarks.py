@@ -81,7 +81,7 @@ class BenchmarkPart(Stage):
         )
         for score in result.scores:
             if score.error:
-                raise B3Error(f"{self.spec.name} {score.task}: {score.error}")
+                raise B3Error(f"{score.task}: {score.error}")
         draft.write_json("scores.json", [asdict(score) for score in result.scores])
 
 

@@ -87,7 +87,8 @@ def _benchmarks(
     if failed:
         arm, part, why = failed[0]
         raise B3Error(
-            f"{len(failed)} of {len(undone)} benchmark tasks failed, first {arm} on {why}",
+            f"{len(failed)} of {len(undone)} benchmark tasks failed, first {arm} on "
+            f"{part.called}: {why}",
             remedy=f"the others are in {read_table(made)['benchmarks_report']}: mend it and run "
             "the same command again",
         )
