@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from b3_core import corpus, labels, packaged
 from b3_core.balance import balance
@@ -14,7 +16,7 @@ from b3_core.graph import CsrGraph
 from b3_core.manifest import Manifest
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.neighbours import rank
-from b3_core.pairs import PairTable
+from b3_core.pairs import PairTable, group_ids
 from b3_core.quality import describe
 from b3_core.ranking import ranking_of
 from b3_core.store import ArtifactStore
@@ -103,3 +105,38 @@ def test_leiden_finds_near_labels_in_a_thinned_graph(tmp_path: Path) -> None:
         partners[name] = labels.describe_labels(partition.label_N, near)["mutual"]
     print(f"\npartners of near labels, of 7: {partners}")
     assert partners["labels"] > 6 > 1.5 * partners["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["icons", "tables"])
+def test_densities_that_suit_real_labels(kind: str) -> None:
+    """The table of docs/decisions.md: first words of icons' names, and answers, as labels."""
+    rows = corpus.read_corpus(corpus.KINDS[kind], 10_000).train
+    texts = rows["text"].to_pylist()
+    if kind == "icons":
+        queries, names = texts, [text.split()[0].strip(",") for text in texts]
+    else:
+        queries, names = rows["query"].to_pylist(), texts
+    group_N = group_ids(pa.chunked_array([pa.array(names)]))
+    model = packaged.static_teacher()
+    query_ND, label_ND = (
+        model.encode(side, normalize_embeddings=True) for side in (queries, names)
+    )
+    near = labels.rank_labels(query_ND, label_ND, group_N=group_N)
+    attract = labels.link_labels(near, edges=100, rng=np.random.default_rng(0))
+    density = labels.resolution(attract) / labels.RESOLUTION
+    for k in (8, 32):
+        mutual = {}
+        for times in (None, 2, 3, 4, labels.RESOLUTION, 6, 8):
+            spec = MiningSpec(k=k, resolution=None if times is None else times * density)
+            found_N = find_communities(attract, spec, rng=np.random.default_rng(0))
+            partition = balance(
+                found_N, attract=attract, repel=CsrGraph.empty(attract.rows), group_N=group_N,
+                spec=spec, rng=np.random.default_rng(0),
+            )  # fmt: skip
+            mutual[times] = labels.describe_labels(partition.label_N, near)["mutual"]
+        print(f"\n{kind}, {group_N.max() + 1} labels, k = {k}:", mutual)
+        ours = mutual.pop(labels.RESOLUTION)
+        assert ours > mutual.pop(None)
+        assert ours > 0.9 * max(mutual.values())
