@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from b3_core import teacher
 from b3_core.artifacts import Address, Artifact, Draft, sha256_file
-from b3_core.config import BenchmarkSpec, TeacherSpec, TrainSpec
+from b3_core.config import BenchmarkSpec, TrainSpec
+from b3_core.embed import load_student
 from b3_core.errors import B3Error, InputError
 from b3_core.evaluate import benchmark, benchmark_report, mmeb
 from b3_core.inputs import ModelInput, Seeing
@@ -225,16 +226,7 @@ def evaluate_student(
     progress: Progress = silent,
 ) -> benchmark.BenchmarkResult:
     """Put a trained student through a benchmark, with the prompts that CONFIG has for it."""
-    with store.get(student).folder("model") as folder:
-        loaded = teacher.Teacher(
-            TeacherSpec(
-                model=str(folder),
-                max_length=train.max_length,
-                image_side=train.image_side,
-                frames=train.frames,
-            )
-        )
-    encoder = BenchmarkEncoder(loaded, teacher.seeing(train))
+    encoder = BenchmarkEncoder(load_student(store, student, train), teacher.seeing(train))
     return benchmark.run_benchmark(asked(spec), encoder, progress=progress)
 
 

@@ -369,6 +369,17 @@ def _shards(store: ArtifactStore, shard: Shard, shard_rows: int) -> tuple[Shard,
     )
 
 
+def load_student(store: ArtifactStore, student: Address, train: TrainSpec) -> teacher.Teacher:
+    """Load a trained student to embed with, shown as much of media as it was trained on."""
+    spec = TeacherSpec(
+        model="student",
+        max_length=train.max_length,
+        image_side=train.image_side,
+        frames=train.frames,
+    )
+    return _load_teacher(store, spec, student)
+
+
 def _load_teacher(
     store: ArtifactStore, spec: TeacherSpec, student: Address | None
 ) -> teacher.Teacher:

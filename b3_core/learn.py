@@ -16,8 +16,8 @@ import pyarrow as pa
 from b3_core import packaged, teacher
 from b3_core.artifacts import Address, Draft
 from b3_core.checkpoints import Checkpoints
-from b3_core.config import ComputeSpec, EvalSpec, TeacherSpec, TrainSpec
-from b3_core.embed import PairsRef
+from b3_core.config import ComputeSpec, EvalSpec, TrainSpec
+from b3_core.embed import PairsRef, load_student
 from b3_core.evaluate import retrieval
 from b3_core.manifest import Manifest
 from b3_core.mine import ManifestOf
@@ -258,14 +258,7 @@ class Judge:
         reverse: bool = False,
     ) -> None:
         """Rank every held-out query's positive; write a report a dataset, and mean metrics."""
-        with store.get(self.student).folder("model") as folder:
-            spec = TeacherSpec(
-                model=str(folder),
-                max_length=self.train.max_length,
-                image_side=self.train.image_side,
-                frames=self.train.frames,
-            )
-            encoder = teacher.Teacher(spec)
+        encoder = load_student(store, self.student, self.train)
         reports = [
             report
             for ref in refs
