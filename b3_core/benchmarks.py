@@ -23,17 +23,9 @@ from b3_core.config import BenchmarkSpec, TrainSpec
 from b3_core.embed import load_student
 from b3_core.errors import B3Error, InputError
 from b3_core.evaluate import benchmark, benchmark_report, mmeb
-from b3_core.inputs import ModelInput, Seeing
+from b3_core.inputs import ModelInput, Seeing, shown
 from b3_core.learn import Student
-from b3_core.media import (
-    Item,
-    MediaError,
-    MediaLimits,
-    MediaRoot,
-    decode_frames,
-    decode_image,
-    look_at,
-)
+from b3_core.media import Item, MediaError, MediaRoot, look_at
 from b3_core.progress import Progress, silent
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
@@ -263,11 +255,8 @@ def asked(spec: BenchmarkSpec) -> benchmark.Benchmark:
 class BenchmarkEncoder:
     """A teacher or student as benchmarks ask for it: media are looked at apart, then embedded."""
 
-    def __init__(
-        self, model: teacher.Teacher, seeing: Seeing, limits: MediaLimits | None = None
-    ) -> None:
+    def __init__(self, model: teacher.Teacher, seeing: Seeing) -> None:
         self._model, self._seeing = model, seeing
-        self._limits = limits or MediaLimits()
 
     def encode_items(
         self,
@@ -286,14 +275,14 @@ class BenchmarkEncoder:
         """
         if root is not None:
             self._look(items, root)
-        inputs = _Items(items, root, self._seeing, self._limits)
+        inputs = _Items(items, root, self._seeing)
         return self._model.encode(inputs, prompt=prompt, progress=progress)
 
     def _look(self, items: Sequence[Item], root: MediaRoot) -> None:
         """Decode every medium once where a bad one does no harm."""
         media = list(dict.fromkeys((item.kind, item.file) for item in items if item.kind))
         looks = look_at(
-            root.root, media, limits=self._limits, workers=_LOOKERS, frames=self._seeing.frames
+            root.root, media, limits=root.limits, workers=_LOOKERS, frames=self._seeing.frames
         )
         for (kind, file), look in zip(media, looks, strict=True):
             if look.fault:
@@ -307,7 +296,6 @@ class _Items(Sequence[ModelInput]):
     items: Sequence[Item]
     root: MediaRoot | None
     seeing: Seeing
-    limits: MediaLimits
 
     def __len__(self) -> int:
         return len(self.items)
@@ -322,12 +310,8 @@ class _Items(Sequence[ModelInput]):
             return item.text
         assert self.root is not None
         content = self.root.read(item.file, kind=item.kind)
-        side, frames = self.seeing.image_side, self.seeing.frames
-        if item.kind == "image":
-            shown: Any = decode_image(content, side=side, limits=self.limits)
-        else:
-            shown = decode_frames(content, frames=frames, side=side, limits=self.limits)
-        return {"image": shown, **({"text": item.text} if item.text else {})}
+        picture = shown(item.kind, content, self.seeing, limits=self.root.limits)
+        return {"image": picture, **({"text": item.text} if item.text else {})}
 
 
 def _digest(folder: Path, files: Sequence[Path]) -> str:

@@ -9,9 +9,10 @@ is, not by where it lies: its digest is part of its row's key, and is compared w
 Legend: N rows, T tables, x rows of those asked for.
 """
 
-import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
@@ -20,7 +21,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from b3_core.errors import InputError
-from b3_core.media import MediaError, MediaLimits, MediaRoot, decode_frames, decode_image
+from b3_core.media import (
+    MediaError,
+    MediaLimits,
+    MediaRoot,
+    decode_frames,
+    decode_image,
+    media_digest,
+)
 
 #: What a model of text takes, or what one of several kinds does.
 ModelInput = str | dict[str, Any]
@@ -39,11 +47,6 @@ NO_MEDIUM: Mapping[str, Any] = {"kind": "", "file": "", "start": 0, "size": -1, 
 PACKED = "media.bin"
 
 
-def media_digest(content: bytes) -> str:
-    """Name a medium by its bytes: hex blake2b-128."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
 @dataclass(frozen=True)
 class Seeing:
     """How much of a medium a model is shown."""
@@ -57,6 +60,25 @@ class Seeing:
 ALL = Seeing()
 
 
+def shown(kind: str, content: bytes, seeing: Seeing, *, limits: MediaLimits) -> Any:
+    """Decode a medium: a picture, or the list of a video's frames.
+
+    Raises
+    ------
+    MediaError
+        It cannot be decoded, or is beyond the limits.
+    """
+    if kind == "image":
+        return decode_image(content, side=seeing.image_side, limits=limits)
+    return decode_frames(content, frames=seeing.frames, side=seeing.image_side, limits=limits)
+
+
+@lru_cache(maxsize=64)
+def _root_of(root: str, limits: MediaLimits, process: int) -> MediaRoot:
+    """Open a root once a process: of one in a bucket a server is asked, each time it is opened."""
+    return MediaRoot(root, limits)
+
+
 class Packer:
     """Puts media that came as bytes into one file, each once."""
 
@@ -64,11 +86,11 @@ class Packer:
         self._target = target
         self._file: BinaryIO | None = None
         self._end = 0
-        self._known: dict[bytes, tuple[int, int]] = {}
+        self._known: dict[str, tuple[int, int]] = {}
 
     def add(self, content: bytes) -> tuple[int, int]:
         """Return where in the file the bytes are: start, size."""
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        digest = media_digest(content)
         if digest not in self._known:
             if self._file is None:
                 self._file = self._target.open("wb")
@@ -110,11 +132,7 @@ class Shelf:
             content = self._content(medium)
             if media_digest(content) != medium["digest"]:
                 raise MediaError("was changed since its rows were read")
-            if medium["kind"] == "image":
-                return decode_image(content, side=seeing.image_side, limits=self.limits)
-            return decode_frames(
-                content, frames=seeing.frames, side=seeing.image_side, limits=self.limits
-            )
+            return shown(medium["kind"], content, seeing, limits=self.limits)
         except MediaError as error:
             raise InputError(
                 f"{medium['kind']} {medium['file'] or self.packed}: {error}",
@@ -131,7 +149,7 @@ class Shelf:
                     expected="the folder that it is below",
                     remedy="open the manifest with media={dataset: folder}",
                 )
-            root = MediaRoot(self.root, self.limits)
+            root = _root_of(self.root, self.limits, os.getpid())
             return root.read(medium["file"], kind=medium["kind"], start=start, size=size)
         if self.packed is None:
             raise MediaError("is packed beside its pairs, which are not here")

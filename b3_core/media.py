@@ -36,6 +36,7 @@ __all__ = [
     "decode_frames",
     "decode_image",
     "look_at",
+    "media_digest",
 ]
 
 Kind = Literal["", "image", "video"]
@@ -57,6 +58,11 @@ class Item:
     """``image`` or ``video``: the medium beside the text; empty for text alone."""
     file: str = ""
     """Its path below the media root, with forward slashes."""
+
+
+def media_digest(content: bytes) -> str:
+    """Name a medium by its bytes: hex blake2b-128."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -351,7 +357,7 @@ def _looking(settings: Any) -> Callable[[Sequence[Any]], tuple[str, str]]:
         digest = ""
         try:
             content = root.read(file, kind=kind, start=start, size=size)
-            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            digest = media_digest(content)
             if kind == "image":
                 decode_image(content, limits=limits)
             elif kind == "video":

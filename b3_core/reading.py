@@ -39,7 +39,7 @@ from b3_core.progress import Progress, silent
 from b3_core.source import media_listing, read_rows
 
 #: Before the text of a query or positive, in MMEB's files, where its image stands.
-_MMEB_MARK = "<|image_1|>"
+MMEB_MARK = "<|image_1|>"
 _LOOKERS = 4  # processes that decode media at most
 _UNSEEN = Look("", "")  # of a side without a medium
 
@@ -218,7 +218,7 @@ def _set(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
 
 
 def _unmarked(text_N: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.utf8_trim_whitespace(pc.replace_substring(text_N, _MMEB_MARK, ""))
+    return pc.utf8_trim_whitespace(pc.replace_substring(text_N, MMEB_MARK, ""))
 
 
 def _keys(batch: pa.RecordBatch) -> pa.Array:

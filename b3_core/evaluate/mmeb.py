@@ -19,8 +19,8 @@ from b3_core.errors import InputError
 from b3_core.evaluate.local import parquet_rows, text_of
 from b3_core.evaluate.tiles import Parts
 from b3_core.media import Item
+from b3_core.reading import MMEB_MARK
 
-IMAGE_TOKEN = "<|image_1|>"  # stands in texts where one model family wants the image
 _MOST_ENTRIES = 50_000_000
 _MOST_CHARACTERS = 1 << 30
 _COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
@@ -136,7 +136,7 @@ def _row(row: Mapping[str, Any], path: Path, at: int) -> tuple[Item, list[Item]]
 
 def _item(text: Any, file: Any) -> Item:
     words, name = text_of(text or ""), text_of(file or "")
-    return Item(words.replace(IMAGE_TOKEN, "").strip(), "image" if name else "", name)
+    return Item(words.replace(MMEB_MARK, "").strip(), "image" if name else "", name)
 
 
 @dataclass(frozen=True)
