@@ -21,15 +21,51 @@ Vectors = npt.NDArray[np.float32]
 def read_frames_as_images() -> None:
     """Let vision-language models be loaded where torchvision, which their videos need, is not.
 
-    The processors of the Qwen2-VL family are made of one for texts, one for images and one for
-    videos; the last needs torchvision. Here a video is a list of images, so it is left out.
+    Processors of the Qwen2-VL and InternVL families are made of one for texts, one for images and
+    one for videos; the last needs torchvision. Here a video is a list of images, so it is left out.
     """
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor  # noqa: PLC0415 - slow to import
+    from transformers.processing_utils import ProcessorMixin  # noqa: PLC0415 - slow to import
     from transformers.utils import is_torchvision_available  # noqa: PLC0415 - likewise
 
-    if not is_torchvision_available():
-        for processor in (Qwen2VLProcessor, Qwen2_5_VLProcessor):
-            processor.get_attributes = classmethod(lambda _: ["image_processor", "tokenizer"])
+    found = ProcessorMixin.get_attributes.__func__
+    if is_torchvision_available() or found is _without_videos:
+        return
+    _without_videos.all_of = found  # type: ignore[attr-defined]
+    ProcessorMixin.get_attributes = classmethod(_without_videos)
+
+
+def _without_videos(processor: Any) -> list[str]:
+    """Return what a processor is made of, but for what reads videos."""
+    parts = _without_videos.all_of(processor)  # type: ignore[attr-defined]
+    return [name for name in parts if name != "video_processor"]
+
+
+def see_as_trained(model: Any) -> None:
+    """Have a model's processor prepare texts and pictures as the architecture needs them.
+
+    sentence-transformers pads texts to the longest of a batch. SigLIP takes a text's vector from
+    its last place, padding or not, and was trained on texts of one length without a mask
+    (arXiv 2303.15343): otherwise a text's vector would hang on what it is embedded with.
+
+    InternVL cuts a picture into up to 12 tiles, and a gradient that is cached row by row could not
+    tell whose they are: here a picture is one tile, as frames of a video are.
+
+    Saved with the model, and loaded back.
+    """
+    module = model[0]
+    config: Any = getattr(getattr(module, "model", None), "config", None)
+    kind = getattr(config, "model_type", "")
+    if kind in ("siglip", "siglip2"):
+        places = config.text_config.max_position_embeddings
+        _process(module, "text", padding="max_length", max_length=places, padding_side="right")
+        _process(module, "text", return_attention_mask=False)
+    elif kind == "internvl":
+        _process(module, "image", crop_to_patches=False)
+
+
+def _process(module: Any, modality: str, **settings: Any) -> None:
+    before = module.processing_kwargs
+    module.processing_kwargs = {**before, modality: {**before.get(modality, {}), **settings}}
 
 
 def takes_media(model: Any) -> bool:

@@ -98,9 +98,21 @@ def limit_length(model: "SentenceTransformer", tokens: int) -> None:
     """Make a model cut texts to ``tokens`` tokens; saved with it and loaded back.
 
     A static model has no ``max_seq_length`` to set: there the tokenizer cuts.
+
+    Raises
+    ------
+    InputError
+        The model pads all texts to one length.
     """
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding  # noqa: PLC0415
 
+    text = getattr(model[0], "processing_kwargs", {}).get("text", {})
+    if text.get("padding") == "max_length":
+        raise InputError(
+            f"every text of this model is padded to {text['max_length']} tokens, but max_length "
+            f"is {tokens}",
+            remedy="leave max_length out",
+        )
     if isinstance(model[0], StaticEmbedding):
         model[0].tokenizer.enable_truncation(tokens)
     else:

@@ -7,6 +7,7 @@ packaged, folder or hub id -> model (pooling, prompts, length) -> adapters put i
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
+from torch import nn
 
 from b3_core import packaged, teacher, vision
 from b3_core.config import LoraSpec, TrainSpec
@@ -76,6 +77,7 @@ def put_in_adapters(model: SentenceTransformer, lora: LoraSpec) -> None:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets) or "all-linear",
+        exclude_modules=_read_past(model[0].model),
     )
     try:
         model[0].model = get_peft_model(model[0].model, config)
@@ -85,6 +87,18 @@ def put_in_adapters(model: SentenceTransformer, lora: LoraSpec) -> None:
             expected="the last part of the names of linear layers, such as q_proj",
             remedy="leave train.lora.targets out: all linear layers then",
         ) from error
+
+
+def _read_past(model: nn.Module) -> list[str]:
+    """Name linear layers whose weights are read, but which are not called: adapters learn nothing.
+
+    SigLIP's pictures are pooled by one of torch's own attention layers.
+    """
+    return [
+        f"{name}.out_proj"
+        for name, part in model.named_modules()
+        if isinstance(part, nn.MultiheadAttention)
+    ]
 
 
 def save_memory(model: SentenceTransformer) -> None:

@@ -179,6 +179,7 @@ def load_model(
         local_files_only=local,
         revision=None if local else _pinned(name, revision),
     )
+    multimodal.see_as_trained(model)
     return model if pooling is None else _pooled(model, pooling, name)
 
 

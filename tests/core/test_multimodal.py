@@ -27,7 +27,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     return {
         "clip": tiny.clip(WORDS, folder / "clip"),
+        "siglip": tiny.siglip(WORDS, folder / "siglip"),
+        "siglip2": tiny.siglip2(folder / "siglip2"),
         "vlm": tiny.qwen2_vl(folder / "vlm"),
+        "qwen2_5": tiny.qwen2_5_vl(folder / "qwen2_5"),
+        "internvl": tiny.internvl(folder / "internvl"),
         "bert": tiny.bert(WORDS, folder / "bert"),
     }
 
@@ -132,17 +136,24 @@ PLAN = plan_of([[0, 1, 2, 3], [4, 5, 6, 7], [7, 0, 6, 1]])
     [
         ("clip", {"query_text": False}),
         ("clip", {"query_text": False, "symmetric": True}),
+        ("siglip", {"query_text": False, "symmetric": True}),
+        ("siglip", {"query_text": False, "lora": LoraSpec(r=2), "chunk_rows": 3}),
+        ("siglip2", {"query_text": False, "lora": LoraSpec(r=2), "chunk_rows": 3}),
         ("vlm", {"lora": LoraSpec(r=2, targets=("q_proj", "v_proj")), "chunk_rows": 3}),
         ("vlm", {"precision": "bf16", "lora": LoraSpec(r=2), "chunk_rows": 2}),
         ("vlm", {"chunk_rows": 3}),
+        ("qwen2_5", {"lora": LoraSpec(r=2), "chunk_rows": 3}),
+        ("qwen2_5", {"precision": "bf16", "lora": LoraSpec(r=2), "chunk_rows": 2}),
+        ("internvl", {"pooling": "lasttoken", "lora": LoraSpec(r=2), "chunk_rows": 3}),
+        ("internvl", {"precision": "bf16", "pooling": "lasttoken", "lora": LoraSpec(r=2)}),
     ],
 )
 def test_students_of_pictures_are_trained(
     tmp_path: Path, models: dict[str, Path], model: str, settings: dict
 ) -> None:
-    # A CLIP cannot be trained on a column in which some rows are clips, or have texts besides.
+    # A model of either kind is not trained on a column of which some rows are clips, or have texts.
     table, shelf = pairs(tmp_path, query_text=settings.pop("query_text", True))
-    if model == "clip":
+    if model in ("clip", "siglip", "siglip2"):
         table = PairTable("pictures", table.table.slice(0, 7))
         plan = plan_of([[0, 1, 2, 3], [3, 4, 5, 6]])
     else:
@@ -160,13 +171,14 @@ def test_students_of_pictures_are_trained(
     assert np.abs(before.encode(inputs) - after.encode(inputs)).max() > 1e-3
 
 
+@pytest.mark.parametrize("model", ["vlm", "qwen2_5", "internvl"])
 def test_cached_gradients_of_pictures_are_those_of_one_pass(
-    tmp_path: Path, models: dict[str, Path]
+    tmp_path: Path, models: dict[str, Path], model: str
 ) -> None:
     table, shelf = pairs(tmp_path, query_text=True)
     weights = []
     for chunk_rows in (None, 3):
-        spec = TrainSpec(student=str(models["vlm"]), learning_rate=1e-3, chunk_rows=chunk_rows)
+        spec = TrainSpec(student=str(models[model]), learning_rate=1e-3, chunk_rows=chunk_rows)
         output = tmp_path / f"student-{chunk_rows}"
         train_student([table], PLAN, spec, seed=0, output=output, shelf_of=[shelf])
         weights.append(Teacher(TeacherSpec(model=str(output))).encode(table.inputs("query", shelf)))

@@ -1,4 +1,4 @@
-"""Pictures all the way: mined, trained on, judged by benchmarks; a vision-language model."""
+"""Pictures all the way: mined, trained on, judged by benchmarks; by models of each architecture."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TASKS = ("OK-VQA", "MSCOCO_t2i")
 
+READS_TOGETHER = {"pooling": "lasttoken", "query_prompt": "Name it."}
+MODELS = {
+    "qwen2_vl": (lambda texts, folder: tiny.qwen2_vl(folder), READS_TOGETHER),
+    "qwen2_5_vl": (lambda texts, folder: tiny.qwen2_5_vl(folder), READS_TOGETHER),
+    "internvl": (lambda texts, folder: tiny.internvl(folder), READS_TOGETHER),
+    "siglip": (tiny.siglip, {}),
+    "siglip2": (lambda texts, folder: tiny.siglip2(folder), {}),
+}
 
-def config_of(folder, precision):
+
+def config_of(folder, model, precision):
     made = corpus.read_corpus(corpus.KINDS["icons"], 384, heldout=48)
     pq.write_table(made.train, folder / "icons.parquet")
     pq.write_table(made.test, folder / "heldout.parquet")
@@ -28,6 +37,7 @@ def config_of(folder, precision):
         if task.name in TASKS:
             benchmark_folders.mmeb_task(folder / "mmeb", folder / "pictures", task, wrong=1)
     benchmark_folders.plain(folder / "own", "image")
+    make, settings = MODELS[model]
     return {
         "name": "pictures",
         "datasets": [
@@ -43,13 +53,12 @@ def config_of(folder, precision):
         "mining": {"k": 16, "p": 5, "m": 30},
         "batches": {"batch_size": 32, "curriculum": [{"epochs": 1}]},
         "train": {
-            "student": str(tiny.qwen2_vl(folder / "vlm")),
-            "pooling": "lasttoken",
+            "student": str(make(made.train["text"].to_pylist(), folder / "model")),
+            **settings,
             "lora": {"r": 2},
             "chunk_rows": 8,
             "precision": precision,
             "image_side": 28,
-            "query_prompt": "Name it.",
         },
         "evaluate": {
             "reverse": True,
@@ -68,10 +77,20 @@ def config_of(folder, precision):
     }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_vision_language_model_is_mined_for_trained_and_judged(b3, tmp_path, precision):
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        ("qwen2_vl", "fp32"),
+        ("qwen2_vl", "bf16"),
+        ("qwen2_5_vl", "bf16"),
+        ("internvl", "fp32"),
+        ("siglip", "fp32"),
+        ("siglip2", "bf16"),
+    ],
+)
+def test_a_model_is_mined_for_trained_and_judged(b3, tmp_path, model, precision):
     config = tmp_path / "pictures.yaml"
-    spec = config_of(tmp_path, precision)
+    spec = config_of(tmp_path, model, precision)
     config.write_text(yaml.safe_dump(spec))
     found = json.loads(b3("run", config, "--json", timeout=900).stdout)
 
