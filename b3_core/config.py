@@ -102,8 +102,11 @@ class DatasetSpec(Spec):
     negative: str | None = Field(
         None,
         description="Column of a hard negative's text for each row (triplets): trained on beside "
-        "what is mined, and a negative of every query of the batch.",
+        "what is mined, and a negative of every query of the batch. In layout mmeb, some may be "
+        "blank.",
     )
+    negative_image: str | None = Field(None, description="Column of the hard negative's image.")
+    negative_video: str | None = Field(None, description="Column of the hard negative's video.")
     task: Task = Field(
         "retrieval",
         description="Sets the default of mining.p; for classification, whose positives are label "
@@ -126,7 +129,7 @@ class DatasetSpec(Spec):
         """Columns of images and videos: side -> kind -> column, for those that there are."""
         return {
             side: kinds
-            for side in ("query", "positive")
+            for side in ("query", "positive", "negative")
             if (
                 kinds := {
                     kind: column

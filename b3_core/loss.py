@@ -28,7 +28,7 @@ from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank
 from torch import Tensor, nn
 
-from b3_core.slots import NOBODY
+from b3_core.pairs import NOBODY
 
 
 class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]

@@ -18,7 +18,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from b3_core.slots import NOBODY, Slots
+from b3_core.pairs import NOBODY
+from b3_core.slots import Slots
 
 Vectors = npt.NDArray[np.float16]
 

@@ -36,11 +36,16 @@ class MediaColumns:
     """Which columns hold media, and where their files and bytes are."""
 
     of_side: Mapping[str, Mapping[str, str]]
-    """Side (query, positive) -> kind (image, video) -> column."""
+    """Side (query, positive, negative) -> kind (image, video) -> column."""
     root: str
     """What paths are below."""
     pack: Callable[[bytes], tuple[int, int]]
     """Puts bytes somewhere, and says where: start, size."""
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Query and positive; and negative, if that has media."""
+        return (*SIDES, *("negative",) * ("negative" in self.of_side))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +75,15 @@ class MediaOf:
         return [f"{name}{mark}" for kinds in self.media.of_side.values() for name in kinds.values()]
 
     def of_batch(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
-        """Return the media of both sides of a batch: arrays of ``PLACE``.
+        """Return the media of each side of a batch: arrays of ``PLACE``.
 
         Raises
         ------
         InputError
             A row has an image and a video on one side.
         """
-        return {side: self._side(batch, self.media.of_side.get(side, {}), side) for side in SIDES}
+        of_side = self.media.of_side
+        return {side: self._side(batch, of_side.get(side, {}), side) for side in self.media.sides}
 
     def _side(self, batch: pa.RecordBatch, kinds: Mapping[str, str], side: str) -> pa.Array:
         found = [self._column(batch, kind, column) for kind, column in kinds.items()]

@@ -27,7 +27,7 @@ from b3_core.batches import BatchPlan
 from b3_core.errors import CorruptArtifactError, InputError, reason
 from b3_core.inputs import ALL, MEDIUM, NO_MEDIUM, PACKED, Seeing, Shelf, Shelves
 from b3_core.manifest import Manifest
-from b3_core.pairs import MEDIA, SCHEMA, RowGroups, open_rows
+from b3_core.pairs import GIVEN_MEDIA, MEDIA, SCHEMA, RowGroups, open_rows
 from b3_core.sampler import PlanSampler, TrainerSampler
 from b3_core.slots import Slots, slot_dataset
 from b3_core.store import ArtifactStore, cache_folder, open_artifact
@@ -41,9 +41,10 @@ _COLUMNS = pa.schema(
         *(SCHEMA.field(name) for name in ("row_id", "query", "positive")),
         pa.field("negative", pa.string()),
         *MEDIA,
+        *GIVEN_MEDIA,
     ]
 )
-_LAYOUT = 3  # of the Arrow file
+_LAYOUT = 4  # of the Arrow file
 _GROUP_ROWS = 1000  # of the Arrow file: rows are looked up one by one, so small is good
 
 
@@ -68,8 +69,9 @@ class MinedBatches:
     rows: "Dataset"
     """Every row of every table: ``row_id``, ``query``, ``positive``, ``negative``, N, on disk.
 
-    The last is blank where rows came without a hard negative. ``query_medium`` and
-    ``positive_medium`` say where an image or video is (``b3_core.inputs.MEDIUM``).
+    The last is blank where rows came without a hard negative. ``query_medium``,
+    ``positive_medium`` and ``negative_medium`` say where an image or video is
+    (``b3_core.inputs.MEDIUM``).
     """
     shelves: Shelves | None = None
     """Where images and videos are; None where no table has any."""
@@ -194,7 +196,7 @@ class MinedBatches:
             )
         if self.shelves is None or rows is not self.rows:
             return slot_dataset(self.places, rows.select_columns(sides))
-        sides += MEDIA.names
+        sides += [f"{side}_medium" for side in sides]
         return slot_dataset(self.places, rows.select_columns(sides), shelves=self.shelves)
 
     def batch_sampler(self, *, processes: int = 1) -> TrainerSampler:
@@ -310,7 +312,9 @@ def _write_arrow(parquet: Path, target: Path) -> None:
 
 
 def _blank(name: str, rows: int) -> pa.Array:
-    return pa.array([NO_MEDIUM] * rows, MEDIUM) if name in MEDIA.names else pa.repeat("", rows)
+    if _COLUMNS.field(name).type == MEDIUM:
+        return pa.array([NO_MEDIUM] * rows, MEDIUM)
+    return pa.repeat("", rows)
 
 
 def _shelves(

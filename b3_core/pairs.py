@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),  # position in the source: files in sorted order, then rows
         ("key", pa.string()),  # hex blake2b-128 of query \0 positive \0 group-column value, and
-        # \0 negative where rows came with one, \0 both media's digests where there are any
+        # \0 negative where rows came with one, \0 the media's digests where there are any
         ("query", pa.string()),
         ("positive", pa.string()),
         ("group", pa.int32()),
@@ -44,11 +44,17 @@ SCHEMA = pa.schema(
 )
 
 
+#: The group of a candidate that is nobody's negative: it fills the place of one that is lacking.
+NOBODY = -1
+
 #: What triplets have besides: a hard negative's text; and the group whose positive that is, or a
-#: number beyond all groups, the same for the same text.
+#: number beyond all groups, the same for the same negative. A row that came without one has its own
+#: positive there, and ``NOBODY``.
 GIVEN = pa.schema([("negative", pa.string()), ("negative_group", pa.int32())])
 #: What rows have besides where a side has an image or video.
 MEDIA = pa.schema([("query_medium", MEDIUM), ("positive_medium", MEDIUM)])
+#: And where the hard negatives that rows came with have some.
+GIVEN_MEDIA = pa.schema([("negative_medium", MEDIUM)])
 
 #: Rows that were left out.
 SKIPPED = pa.schema(
@@ -63,8 +69,8 @@ class PairTable:
     Raises
     ------
     ValueError
-        The columns are not ``SCHEMA``, with ``GIVEN`` and ``MEDIA`` or without; a value is null; or
-        a positive is in two groups.
+        The columns are not ``SCHEMA``, with ``GIVEN``, ``MEDIA`` and ``GIVEN_MEDIA`` or without; a
+        value is null; or a positive is in two groups.
     """
 
     dataset: str
@@ -102,7 +108,7 @@ class PairTable:
         return "query_medium" in self.table.column_names
 
     def inputs(self, side: str, shelf: Shelf | None = None, *, seeing: Seeing = ALL) -> Inputs:
-        """Return what an encoder takes of ``query`` or ``positive``, N."""
+        """Return what an encoder takes of ``query``, ``positive`` or ``negative``, N."""
         return side_inputs(self.table, side, shelf, seeing=seeing)
 
     @property
@@ -182,7 +188,7 @@ class RowGroups:
 
 
 def side_inputs(rows: pa.Table, side: str, shelf: Shelf | None, *, seeing: Seeing = ALL) -> Inputs:
-    """Return what an encoder takes of ``query`` or ``positive`` of rows of a pair table."""
+    """Return what an encoder takes of a side of rows of a pair table."""
     medium_N = rows[f"{side}_medium"] if f"{side}_medium" in rows.column_names else None
     return Inputs(rows[side], medium_N, shelf, seeing)
 
@@ -333,22 +339,22 @@ def group_ids(
     return component[code_N]
 
 
-def identities(rows: pa.Table) -> pa.ChunkedArray:
+def identities(rows: pa.Table, side: str = "positive") -> pa.ChunkedArray:
     """Return what tells positives apart: text, and the bytes beside it if there are any."""
-    if "positive_medium" not in rows.column_names:
-        return rows["positive"]
-    digest_N = pc.struct_field(rows["positive_medium"], "digest")
+    if f"{side}_medium" not in rows.column_names:
+        return rows[side]
+    digest_N = pc.struct_field(rows[f"{side}_medium"], "digest")
     return pc.if_else(
         pc.equal(digest_N, ""),
-        rows["positive"],
-        pc.binary_join_element_wise(rows["positive"], digest_N, "\0"),
+        rows[side],
+        pc.binary_join_element_wise(rows[side], digest_N, "\0"),
     )
 
 
 def schema_like(names: Sequence[str]) -> pa.Schema:
     """Return the columns that a pair table must have if it has these of those it may have."""
-    given = GIVEN if "negative" in names else ()
-    return pa.schema([*SCHEMA, *given, *(MEDIA if "query_medium" in names else ())])
+    parts = {"negative": GIVEN, "query_medium": MEDIA, "negative_medium": GIVEN_MEDIA}
+    return pa.schema([*SCHEMA, *(f for name in parts if name in names for f in parts[name])])
 
 
 def _check_groups(table: pa.Table) -> None:

@@ -10,6 +10,7 @@ Legend: N rows, G groups.
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import pyarrow.compute as pc
 
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.errors import InputError
-from b3_core.inputs import MEDIUM, PACKED, Packer
+from b3_core.inputs import MEDIUM, NO_MEDIUM, PACKED, Packer
 from b3_core.media import Look, look_at
 from b3_core.media_columns import SIDES, MediaColumns
 from b3_core.pairs import (
+    GIVEN_MEDIA,
     MEDIA,
+    NOBODY,
     SCHEMA,
     SKIPPED,
     PairTable,
@@ -90,14 +93,19 @@ def read_split(
         The files cannot be used (see :func:`b3_core.source.read_rows`), a medium is bad and
         ``dataset.media.bad`` says to refuse it, or all rows to train on form a single group.
     """
-    reader = _Reader(dataset, packed, progress)
-    rows = reader.read(dataset.uri)
-    if dataset.eval_uri is None:
-        train, heldout = _hold_out(rows, dataset.uri, evaluate)
-    else:
-        train = rows
-        heldout = _cap(reader.read(dataset.eval_uri), evaluate.max_queries)
-    reader.close()
+    with closing(_Reader(dataset, packed, progress)) as reader:
+        rows = reader.read(dataset.uri)
+        if "lacks" in rows.column_names and pc.all(rows["lacks"]).as_py():
+            raise InputError(
+                f"no row of {dataset.uri} has a negative",
+                expected="some that have",
+                remedy="leave negative and negative_image of the dataset out",
+            )
+        if dataset.eval_uri is None:
+            train, heldout = _hold_out(rows, dataset.uri, evaluate)
+        else:
+            train = rows
+            heldout = _cap(reader.read(dataset.eval_uri), evaluate.max_queries)
     rows = pa.concat_tables([train, heldout])
     group_N = _groups(rows)
     _check_contrast(group_N[: len(train)], dataset.uri)
@@ -114,7 +122,7 @@ class _Reader:
     """Reads the rows of one dataset, and leaves out those whose media are bad.
 
     Rows have columns row_id, key, query, positive and, where there are, group (text), negative,
-    query_medium and positive_medium.
+    query_medium, positive_medium, negative_medium, and lacks: who came without a negative.
     """
 
     def __init__(self, dataset: DatasetSpec, packed: Path | None, progress: Progress) -> None:
@@ -134,13 +142,16 @@ class _Reader:
             for role in ("query", "positive", "group", "negative")
             if (column := getattr(dataset, role)) is not None
         }
-        table = read_rows(uri, columns, self._media())
+        lacking = ["negative"] if dataset.layout == "mmeb" else []
+        table = read_rows(uri, columns, self._media(), may_lack=lacking)
         table = table.add_column(0, "row_id", pa.array(np.arange(len(table))))
         if dataset.layout == "mmeb":
             for name in {"query", "positive", "negative"} & set(table.column_names):
                 table = _set(table, name, _unmarked(table[name]))
         if dataset.media_columns:
             table = self._looked_at(table, uri)
+        if lacking and "negative" in table.column_names:
+            table = _filled(table)
         keys = pa.chunked_array([_keys(batch) for batch in table.to_batches()], pa.string())
         return table.add_column(1, "key", keys)
 
@@ -154,25 +165,27 @@ class _Reader:
         """Decode every medium once; name each by its bytes, and refuse or skip those that fail."""
         assert self._packer is not None
         self._packer.flush()
-        place_of = {side: table[f"{side}_medium"].to_pylist() for side in SIDES}
+        place_of = {side: table[f"{side}_medium"].to_pylist() for side in _sides(table)}
         places = list(
             dict.fromkeys(
-                tuple(place.values()) for side in SIDES for place in place_of[side] if place["kind"]
+                tuple(place.values())
+                for side in place_of.values()
+                for place in side
+                if place["kind"]
             )
         )
         looks = dict(zip(places, self._looks(places), strict=True))
         fault_of = {}
-        for side in SIDES:
-            found = [looks.get(tuple(place.values()), _UNSEEN) for place in place_of[side]]
+        for side, wanted in place_of.items():
+            found = [looks.get(tuple(place.values()), _UNSEEN) for place in wanted]
             fault_of[side] = [look.fault for look in found]
             named = [
-                {**place, "digest": look.digest}
-                for place, look in zip(place_of[side], found, strict=True)
+                {**place, "digest": look.digest} for place, look in zip(wanted, found, strict=True)
             ]
             table = _set(table, f"{side}_medium", pa.chunked_array([pa.array(named, MEDIUM)]))
         bad = [
             {"row_id": row, "side": side, "file": place["file"], "fault": fault}
-            for side in SIDES
+            for side in place_of
             for row, (place, fault) in enumerate(zip(place_of[side], fault_of[side], strict=True))
             if fault
         ]
@@ -221,6 +234,24 @@ def _unmarked(text_N: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.utf8_trim_whitespace(pc.replace_substring(text_N, MMEB_MARK, ""))
 
 
+def _sides(rows: pa.Table | pa.RecordBatch) -> list[str]:
+    """Return the sides that have a column of media."""
+    return [side for side in (*SIDES, "negative") if f"{side}_medium" in rows.schema.names]
+
+
+def _filled(table: pa.Table) -> pa.Table:
+    """Put its own positive in the place of the negative that a row lacks, and mark such rows."""
+    if "negative_medium" not in table.column_names:
+        none = pa.array([NO_MEDIUM] * len(table), MEDIUM)
+        table = table.append_column("negative_medium", none)
+    no_medium_N = pc.equal(pc.struct_field(table["negative_medium"], "kind"), "")
+    lacks_N = pc.and_(no_medium_N, pc.equal(table["negative"], ""))
+    for name in ("", "_medium"):
+        filled = pc.if_else(lacks_N, table[f"positive{name}"], table[f"negative{name}"])
+        table = _set(table, f"negative{name}", filled)
+    return table.append_column("lacks", lacks_N)
+
+
 def _keys(batch: pa.RecordBatch) -> pa.Array:
     names = ["query", "positive", "group"]
     names += ["negative"] if "negative" in batch.schema.names else []
@@ -230,11 +261,10 @@ def _keys(batch: pa.RecordBatch) -> pa.Array:
         else [b""] * len(batch)
         for name in names
     ]
-    if "query_medium" in batch.schema.names:
-        texts += [
-            pc.struct_field(batch[f"{side}_medium"], "digest").cast(pa.binary()).to_pylist()
-            for side in SIDES
-        ]
+    texts += [
+        pc.struct_field(batch[f"{side}_medium"], "digest").cast(pa.binary()).to_pylist()
+        for side in _sides(batch)
+    ]
     return pa.array([_blake2b(b"\0".join(row)) for row in zip(*texts, strict=True)], pa.string())
 
 
@@ -291,10 +321,12 @@ def _check_contrast(group_N: npt.NDArray[np.int32], uri: str) -> None:
 def _pair_table(rows: pa.Table, group_N: npt.NDArray[np.int32]) -> pa.Table:
     columns = {name: rows[name] for name in SCHEMA.names[:-1]} | {"group": pa.array(group_N)}
     if "negative" in rows.column_names:
-        own_N = _negative_groups(identities(rows), group_N, rows["negative"])
+        own_N = _negative_groups(identities(rows), group_N, identities(rows, "negative"))
+        if "lacks" in rows.column_names:
+            own_N[rows["lacks"].to_numpy()] = NOBODY
         columns |= {"negative": rows["negative"], "negative_group": pa.array(own_N)}
-    if "query_medium" in rows.column_names:
-        columns |= {name: rows[name] for name in MEDIA.names}
+    there = [name for name in (*MEDIA.names, *GIVEN_MEDIA.names) if name in rows.column_names]
+    columns |= {name: rows[name] for name in there}
     return pa.table(columns, schema=schema_like(list(columns)))
 
 

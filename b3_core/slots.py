@@ -24,13 +24,10 @@ from b3_core.batches import BatchPlan
 from b3_core.errors import InputError
 from b3_core.inputs import MEDIUM, NO_MEDIUM, ModelInput, Shelves
 from b3_core.negatives import Negatives
-from b3_core.pairs import MEDIA, PairTable, RowGroups
+from b3_core.pairs import GIVEN_MEDIA, MEDIA, NOBODY, PairTable, RowGroups
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-#: The group of a candidate that is nobody's negative: it fills the place of one that is lacking.
-NOBODY = -1
 
 Positions = npt.NDArray[np.int64]
 
@@ -166,7 +163,8 @@ def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] =
     """Return every row of every table as one dataset: ``query``, ``positive``, ``negative``.
 
     The last is there if a table's rows came with hard negatives, and is blank for those of others.
-    Likewise ``query_medium`` and ``positive_medium`` (``b3_core.inputs.MEDIUM``).
+    Likewise ``query_medium`` and ``positive_medium`` (``b3_core.inputs.MEDIUM``), and
+    ``negative_medium``.
 
     Row ``i`` of table ``t`` is at position ``i`` plus the length of the tables before ``t``. Only
     texts that get a prompt are copied.
@@ -179,7 +177,8 @@ def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] =
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
     given = any(part.has_negatives for part in pairs)
-    media = MEDIA.names if any(part.has_media for part in pairs) else []
+    names = {name for part in pairs for name in part.table.column_names}
+    media = [name for name in (*MEDIA.names, *GIVEN_MEDIA.names) if name in names]
     tables = []
     for part, (query, positive) in zip(pairs, prompts or [("", "")] * len(pairs), strict=True):
         columns = {
@@ -193,7 +192,7 @@ def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] =
             )
         for name in media:
             none = pa.chunked_array([pa.array([NO_MEDIUM] * len(part), MEDIUM)])
-            columns[name] = part.table[name] if part.has_media else none
+            columns[name] = part.table[name] if name in part.table.column_names else none
         tables.append(pa.table(columns))
     return Dataset(pa.concat_tables(tables))
 

@@ -25,7 +25,7 @@ from fsspec.utils import glob_translate
 from b3_core.artifacts import canonical_json
 from b3_core.errors import InputError, RefusedError, UnreachableError, reason
 from b3_core.formats import open_rows_of
-from b3_core.media_columns import SIDES, MediaColumns, MediaOf
+from b3_core.media_columns import MediaColumns, MediaOf
 from b3_core.remote import Remote, ShortTransferError, open_fs
 
 #: What files of rows end with, in the order that a folder is searched for them.
@@ -141,7 +141,13 @@ def _looks(root: str, paths: Sequence[str]) -> Iterator[tuple[str, object]]:
         yield path, found.get(posixpath.join(folder, path))
 
 
-def read_rows(uri: str, columns: Mapping[str, str], media: MediaColumns | None = None) -> pa.Table:
+def read_rows(
+    uri: str,
+    columns: Mapping[str, str],
+    media: MediaColumns | None = None,
+    *,
+    may_lack: Sequence[str] = (),
+) -> pa.Table:
     """Read columns, files in sorted order, every value present and not blank.
 
     Parameters
@@ -156,12 +162,15 @@ def read_rows(uri: str, columns: Mapping[str, str], media: MediaColumns | None =
     media
         Columns of media. A value is a path; bytes; Hugging Face's ``{bytes, path}``; or a member of
         a tar. A side with such a column needs text or medium in every row, not both.
+    may_lack
+        Sides that may have neither; their texts are blank then.
 
     Returns
     -------
     pa.Table
         A string column for each entry of ``columns``; and, with ``media``, ``query_medium`` and
-        ``positive_medium``, of ``b3_core.inputs.MEDIUM`` without digests; one row or more.
+        ``positive_medium``, of ``b3_core.inputs.MEDIUM`` without digests; ``negative_medium`` if
+        such a column is among them; one row or more.
 
     Raises
     ------
@@ -170,7 +179,7 @@ def read_rows(uri: str, columns: Mapping[str, str], media: MediaColumns | None =
     """
     fs, files = _list_files(uri)
     # A side without a column of text has blank texts.
-    roles = list(dict.fromkeys([*columns, *([] if media is None else SIDES)]))
+    roles = list(dict.fromkeys([*columns, *([] if media is None else media.sides)]))
     blanks = {role: _Blanks(columns.get(role, role)) for role in roles}
     batches = []
     for file, info in files.items():
@@ -188,8 +197,9 @@ def read_rows(uri: str, columns: Mapping[str, str], media: MediaColumns | None =
                 for role in roles:
                     text = texts.get(role, pa.repeat("", len(batch)))
                     medium = media_of.get(role)
-                    blanks[role].look(text, file, start, but=medium)
-                    texts[role] = text if medium is None else text.fill_null("")
+                    if role not in may_lack:
+                        blanks[role].look(text, file, start, but=medium)
+                    texts[role] = text.fill_null("")  # a null that may not be is refused below
                 names = [*roles, *(f"{side}_medium" for side in media_of)]
                 arrays = [*(texts[role] for role in roles), *media_of.values()]
                 batches.append(pa.RecordBatch.from_arrays(arrays, names=names))

@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import nn
 
 from b3_core.loss import GroupedInfoNCE
-from b3_core.slots import NOBODY
+from b3_core.pairs import NOBODY
 from tests.conftest import free_port
 
 TEMPERATURE = 0.1

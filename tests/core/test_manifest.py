@@ -51,12 +51,18 @@ def mined(tmp_path):
 
 def mine(tmp_path, batching, *tables, seed=0):
     """Mine the tables as datasets faq, forum, ...; without any, 130 rows as faq."""
-    store = ArtifactStore(str(tmp_path / "store"))
-    parts = []
+    specs = []
     for name, table in zip(("faq", "forum"), tables or (topic_table(130),), strict=False):
         file = tmp_path / f"{name}.parquet"
         pq.write_table(table, file)
-        spec = DatasetSpec(name=name, uri=str(file), query="question", positive="answer")
+        specs.append(DatasetSpec(name=name, uri=str(file), query="question", positive="answer"))
+    return mine_datasets(tmp_path, batching, specs, seed=seed)
+
+
+def mine_datasets(tmp_path, batching, specs, *, seed=0):
+    store = ArtifactStore(str(tmp_path / "store"))
+    parts = []
+    for spec in specs:
         ref = PairsRef.of(spec, Pairs.of(spec, EvalSpec()).run(store))
         ranks = Ranks(ref, Vectors(ref).run(store).address, 12)
         graph = Graph(ref, ranks, MINING)

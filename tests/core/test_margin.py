@@ -9,7 +9,8 @@ from b3_core import train
 from b3_core.config import TrainSpec
 from b3_core.margin import PositiveMargin
 from b3_core.negatives import Negatives
-from b3_core.slots import NOBODY, Slots
+from b3_core.pairs import NOBODY
+from b3_core.slots import Slots
 from tests.core.test_sampler import make_plan
 from tests.core.test_train import PAIRS, PLAN
 

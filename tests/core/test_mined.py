@@ -20,8 +20,7 @@ from b3_core.config import BatchSpec
 from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.manifest import Manifest
 from b3_core.mined import MinedBatches
-from b3_core.pairs import PairTable, RowGroups
-from b3_core.slots import NOBODY
+from b3_core.pairs import NOBODY, PairTable, RowGroups
 from tests.conftest import topic_table
 from tests.core.test_manifest import mine
 from tests.trainers import small_manifest
