@@ -24,6 +24,7 @@ from b3_core.embed import load_student
 from b3_core.errors import B3Error, InputError
 from b3_core.evaluate import benchmark, benchmark_report, mmeb
 from b3_core.inputs import ModelInput, Seeing, shown
+from b3_core.kept import KeptVectors
 from b3_core.learn import Student
 from b3_core.media import Item, MediaError, MediaRoot, look_at
 from b3_core.progress import Progress, silent
@@ -69,8 +70,14 @@ class BenchmarkPart(Stage):
         B3Error
             A task failed.
         """
+        most_bytes = int(self.student.compute.keep_vectors_gb * 1e9)
         result = evaluate_student(
-            self.student.address, self.spec, self.student.train, store, progress=progress
+            self.student.address,
+            self.spec,
+            self.student.train,
+            store,
+            most_bytes=most_bytes,
+            progress=progress,
         )
         for score in result.scores:
             if score.error:
@@ -215,11 +222,27 @@ def evaluate_student(
     train: TrainSpec,
     store: ArtifactStore,
     *,
+    most_bytes: int = 0,
     progress: Progress = silent,
 ) -> benchmark.BenchmarkResult:
-    """Put a trained student through a benchmark, with the prompts that CONFIG has for it."""
+    """Put a trained student through a benchmark, with the prompts that CONFIG has for it.
+
+    Parameters
+    ----------
+    most_bytes
+        Space in the store for its vectors, from one run to the next.
+    """
     encoder = BenchmarkEncoder(load_student(store, student, train), teacher.seeing(train))
-    return benchmark.run_benchmark(asked(spec), encoder, progress=progress)
+    memory = None
+    if most_bytes:
+        memory = KeptVectors(store, student, _decides(train), most_bytes)
+    return benchmark.run_benchmark(asked(spec), encoder, memory=memory, progress=progress)
+
+
+def _decides(train: TrainSpec) -> dict[str, Any]:
+    """Return what, beside its weights and what it is shown, decides a student's vectors."""
+    seen = train.model_dump(include={"max_length", "image_side", "frames"})
+    return {**seen, "teacher": teacher.VERSION, "benchmark": benchmark.VERSION}
 
 
 def asked(spec: BenchmarkSpec) -> benchmark.Benchmark:

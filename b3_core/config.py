@@ -566,6 +566,12 @@ class ComputeSpec(Spec):
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (), description="Where else losses go; keys come from each service's own environment."
     )
+    keep_vectors_gb: float = Field(
+        20,
+        ge=0,
+        description="Most space in the store for what a student made of benchmarks, so that it is "
+        "not embedded again.",
+    )
     log_dir: str = Field("b3-logs", description="Folder of TensorBoard's files, a run a folder.")
 
 

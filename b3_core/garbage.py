@@ -4,7 +4,8 @@
               -> drafts and probes
 
 A run that is at work has such files too, so only old ones count. Finished artifacts are never
-touched, whether or not anything still needs them, but for a checkpoint whose student is there.
+touched, whether or not anything still needs them, but for a checkpoint whose student is there, and
+for the vectors of a student that is gone.
 """
 
 import time
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from b3_core.artifacts import Address
 from b3_core.checkpoints import STAGE
+from b3_core.kept import is_kept
 from b3_core.store import DRAFTS, PROBE, RECORD, ArtifactStore
 
 _ADDRESS = 3  # dataset, stage, fingerprint
@@ -74,21 +76,24 @@ def _unnamed(
         if f"{folder}/{RECORD}" not in found:
             yield from ((path, "its artifact has no record") for path in found)
             continue
-        if _is_spent(store, folder, files):
-            yield from ((path, "the checkpoint of a student that is finished") for path in found)
+        if why := _spent(store, folder, files):
+            yield from ((path, why) for path in found)
             continue
         named = {f"{folder}/{name}" for name in store.named_files(folder)} | {f"{folder}/{RECORD}"}
         yield from ((path, "its artifact's record does not name it") for path in found - named)
 
 
-def _is_spent(store: ArtifactStore, folder: str, files: Mapping[str, object]) -> bool:
-    """Say whether an artifact is a checkpoint that nothing goes on from."""
+def _spent(store: ArtifactStore, folder: str, files: Mapping[str, object]) -> str:
+    """Say why nothing will ask for an artifact again; blank if something may."""
     address = Address(*folder.split("/"))
-    if address.stage != STAGE:
-        return False
-    checkpoint = store.find(address)
-    student = None if checkpoint is None else checkpoint.record["lineage"]["student"]
-    return f"{address.dataset}/student/{student}/{RECORD}" in files
+    if address.stage != STAGE and not is_kept(address):
+        return ""
+    artifact = store.find(address)
+    student = None if artifact is None else artifact.record["lineage"]["student"]
+    is_there = f"{address.dataset}/student/{student}/{RECORD}" in files
+    if address.stage == STAGE:
+        return "the checkpoint of a student that is finished" if is_there else ""
+    return "" if is_there else "vectors of a student that is gone"
 
 
 def _changed(info: Mapping[str, Any]) -> float:

@@ -158,7 +158,7 @@ class Embedder:
             if self.root is None:
                 raise InputError(f"'{item.file}' is a medium, and there is no media root")
             try:
-                digest.update(self.root.read(item.file))
+                digest.update(self.root.read(item.file, kind=item.kind))
             except MediaError as error:  # it says what is wrong, not with what
                 raise MediaError(f"'{item.file}' {error}") from error
         return digest.hexdigest()
