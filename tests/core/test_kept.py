@@ -117,10 +117,10 @@ def test_a_run_that_is_killed_has_kept_what_it_did(
     dying, after, whole = Dying(), ColourEncoder(), ColourEncoder()
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(spec, dying, memory=memory(store))
-    assert len(dying.asked) == 8
+    assert len(dying.asked) >= 8
     result = run_benchmark(spec, after, memory=memory(store))
     assert metrics(result) == metrics(run_benchmark(spec, whole))
-    assert len(after.asked) == len(whole.asked) - 8 > 0
+    assert len(after.asked) == len(whole.asked) - len(dying.asked) > 0
 
 
 def test_no_more_is_kept_than_there_is_space_for(store: ArtifactStore, tmp_path: Path) -> None:
