@@ -1,13 +1,15 @@
 """mteb's own task classes, offline, from a folder."""
 
 import pytest
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value, Video
 
 from b3_core.errors import InputError
 from b3_core.evaluate.mteb_tasks import local_task, run_task
-from tests.benchmark_folders import TOLD, ColourEncoder, picture
+from tests.benchmark_folders import TOLD, ColourEncoder, clip, picture
 
 mteb = pytest.importorskip("mteb")
+
+pytestmark = pytest.mark.filterwarnings("ignore:The task .* is currently in beta")
 
 README = """---
 configs:
@@ -63,9 +65,37 @@ def test_flickr30k_from_a_folder(tmp_path, monkeypatch):
     assert {(prompt, item.kind) for prompt, item in encoder.asked} == {("find ", ""), ("", "image")}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "first"), [("MSRVTTT2V", 3 / 5), ("MSRVTTV2T", 3 / 5)])
+def test_msrvtt_from_a_folder_without_torchcodec(tmp_path, monkeypatch, name, first):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n"
+        "  data_files: [{split: test, path: test.parquet}]\n---\n"
+    )
+    rows = []
+    for at, (colour, said) in enumerate(TOLD):
+        clip(tmp_path / f"{at}.mp4", colour)
+        content = (tmp_path / f"{at}.mp4").read_bytes()
+        rows.append({"video": {"bytes": content, "path": None}, "caption": f"It is {said[0]}."})
+    Dataset.from_list(
+        rows, features=Features({"video": Video(), "caption": Value("string")})
+    ).to_parquet(folder / "test.parquet")
+    encoder = ColourEncoder()
+    result = run_task(local_task(name, str(folder)), encoder, prompts={"query": "find "})
+    # TO_MEDIUM_1 and TO_CAPTION_1, but that mteb counts cyan's caption, as good as another, as first.
+    assert result.scores["test"][0]["hit_rate_at_1"] == pytest.approx(first)
+    assert {item.kind for _, item in encoder.asked} == {"", "video"}
+    assert len(encoder.asked) == 10
+
+
 def test_what_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no README\.md"):
         local_task("Flickr30kT2IRetrieval", str(tmp_path))
     (tmp_path / "README.md").touch()
     with pytest.raises(InputError, match="no task 'Flickr'"):
         local_task("Flickr", str(tmp_path))
+    with pytest.raises(InputError, match="MSRVTTVA2T needs audio; expected text, image, video"):
+        local_task("MSRVTTVA2T", str(tmp_path))
