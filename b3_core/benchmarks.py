@@ -149,7 +149,7 @@ class BenchmarkTable(Stage):
     failed: tuple[tuple[str, BenchmarkPart, str], ...] = ()
     """(arm, part, why)."""
     name: ClassVar[str] = "benchmarks"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def dataset(self) -> str:  # noqa: D102
@@ -173,7 +173,8 @@ class BenchmarkTable(Stage):
             f"## {arm}\n\n{benchmark_report.markdown(results, model=arm)}"
             for arm, results in found.items()
         ]
-        draft.path("report.md").write_text("# Benchmarks\n\n" + "\n".join(texts), encoding="utf-8")
+        whole = ["# Benchmarks\n", benchmark_report.side_by_side(found), *texts]
+        draft.path("report.md").write_text("\n".join(whole), encoding="utf-8")
         for arm, results in found.items():
             card = benchmark_report.model_index(results, model=arm)
             draft.path(f"{arm}/model-index.yaml").write_text(card, encoding="utf-8")

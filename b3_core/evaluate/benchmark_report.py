@@ -1,13 +1,15 @@
 """Results of benchmarks as people and programs read them.
 
+    results of arms -> Markdown: hit@1 of each arm, side by side
     BenchmarkResult -> Markdown, beside published rows     -> JSON
                     -> model-index of a model card (YAML)  -> mteb's result files, where asked for
 
-Figures are hit rates; in tables they are in percent, as in papers.
+Figures are hit rates; in tables they are in percent, as in papers. Tables are narrow enough for a
+page of the Prefect UI, and have no rows for tasks that are not in the local copy.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,34 @@ _NAMES = {
 }
 #: mteb's own tasks: sets of the same name whose queries or media are counted otherwise have none.
 _MTEB_KEYS = {"hit@1": "hit_rate_at_1", "hit@5": "hit_rate_at_5", "hit@10": "hit_rate_at_10"}
+
+
+_MEANS = ("all", "classification", "vqa", "retrieval", "grounding", "in-domain", "out-of-domain")
+
+
+def side_by_side(found: Mapping[str, Sequence[BenchmarkResult]]) -> str:
+    """Write one table of hit@1: MMEB's means and each direction, a column an arm.
+
+    Parameters
+    ----------
+    found
+        Arm -> results of the same benchmarks, in one order.
+    """
+    lines = list(_table_head(["benchmark", "hit@1 of", *found, "published"]))
+    for results in zip(*found.values(), strict=True):
+        name = results[0].benchmark
+        title, best = _NAMES.get(name, name), published_for(name)[:1]
+        if name == "mmeb":
+            parts = {mean: [_mean(each.means.get(mean)) for each in results] for mean in _MEANS}
+        else:
+            scores = zip(*(each.scores for each in results), strict=True)
+            parts = {each[0].task: [_percent(score, "hit@1") for score in each] for each in scores}
+        for part, cells in parts.items():
+            if any(cells):
+                known = [row for row in best if part in row.figures]
+                beside = [f"{_figure(row.figures, part)} ({row.model})" for row in known]
+                lines.append(_row([title, part, *cells, "".join(beside)]))
+    return "\n".join(lines) + "\n"
 
 
 def markdown(results: Sequence[BenchmarkResult], *, model: str = "this model") -> str:
@@ -145,15 +175,21 @@ def _entry(name: str, value: float) -> dict[str, Any]:
 
 
 def _mmeb_lines(result: BenchmarkResult, model: str) -> Iterator[str]:
-    means = ["all", "classification", "vqa", "retrieval", "grounding", "in-domain", "out-of-domain"]
-    yield from _table_head(["hit@1", *means])
-    yield _row([model, *(_mean(result.means.get(name)) for name in means)])
+    yield from _table_head(["mean of all 36 tasks", "hit@1"])
+    yield _row([model, _mean(result.means.get("all"))])
     for row in published_for("mmeb"):
-        yield _row([f"{row.model} ({row.source})", *(_figure(row.figures, name) for name in means)])
+        yield _row([f"{row.model} ({row.source})", _figure(row.figures, "all")])
+    yield ""
+    yield from _table_head(["mean of tasks", "hit@1"])
+    for name in _MEANS[1:]:
+        if name in result.means:
+            yield _row([name, _mean(result.means[name])])
     yield ""
     yield from _table_head(["task", "meta-task", "domain", "hit@1", "queries", "candidates"])
     by_name = {task.name: task for task in mmeb.TASKS}
     for score in result.scores:
+        if score.missing:
+            continue
         task = by_name[score.task]
         cells = [score.task, task.meta, "in" if task.trained else "out"]
         yield _row([*cells, _percent(score, "hit@1"), *_sizes(score)])
@@ -181,7 +217,7 @@ def _remarks(result: BenchmarkResult) -> Iterator[str]:
     lines = []
     if missing:
         lines.append(f"Not in the local copy ({len(missing)}): {', '.join(missing)}.")
-    lines += [f"{score.task} failed: {score.error}." for score in result.scores if score.error]
+    lines += [f"{each.task} failed: {_code(each.error)}" for each in result.scores if each.error]
     left_out = max((score.left_out for score in result.scores), default=0)
     if left_out:
         lines.append(
@@ -192,6 +228,11 @@ def _remarks(result: BenchmarkResult) -> Iterator[str]:
     for line in lines:
         yield ""
         yield line
+
+
+def _code(text: str) -> str:
+    """Quote what somebody else wrote, so that none of it is taken for Markdown."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
 def _table_head(cells: Sequence[str]) -> Iterator[str]:

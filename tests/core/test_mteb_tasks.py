@@ -85,7 +85,7 @@ def test_msrvtt_from_a_folder_without_torchcodec(tmp_path, monkeypatch, name, fi
     ).to_parquet(folder / "test.parquet")
     encoder = ColourEncoder()
     result = run_task(local_task(name, str(folder)), encoder, prompts={"query": "find "})
-    # TO_MEDIUM_1 and TO_CAPTION_1, but that mteb counts cyan's caption, as good as another, as first.
+    # TO_MEDIUM_1, TO_CAPTION_1; but cyan's caption, as good as another, is first for mteb.
     assert result.scores["test"][0]["hit_rate_at_1"] == pytest.approx(first)
     assert {item.kind for _, item in encoder.asked} == {"", "video"}
     assert len(encoder.asked) == 10
