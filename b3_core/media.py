@@ -14,13 +14,13 @@ import errno
 import hashlib
 import importlib.util
 import os
-import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from b3_core import isolated
+from b3_core.below import open_below, parts_of
 from b3_core.errors import InputError
 from b3_core.pixels import MediaError, MediaLimits, decode_frames, decode_image
 from b3_core.progress import Progress, silent
@@ -41,10 +41,6 @@ __all__ = [
 
 Kind = Literal["", "image", "video"]
 
-_DEEPEST = 64  # folders below the root
-_LINKS = 40  # followed for one file, as Linux does
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}  # no fault of a file
 _SMALL = 64  # px of a frame that is only looked at
 
@@ -138,12 +134,12 @@ class MediaRoot:
         UnreachableError, RefusedError
             The server did not do what it was asked, whatever the file.
         """
-        parts = _parts(file)
+        parts = parts_of(file)
         if self._fs is not None:
             key = "/".join([self._base.rstrip("/"), *parts])
             return self._read_remote(key, kind, start, size)
         try:
-            with open(_open_below(self._base, parts), "rb") as stream:
+            with open(open_below(self._base, parts), "rb") as stream:
                 info = os.fstat(stream.fileno())
                 if not stat.S_ISREG(info.st_mode):  # no longer what it was a moment ago
                     raise MediaError("is no regular file")
@@ -188,84 +184,6 @@ class MediaRoot:
             return b""
         content: bytes = self._fs.cat_file(key, start=start, end=start + wanted)
         return content
-
-
-def _parts(file: str) -> list[str]:
-    """Return the names that a path below the root is made of."""
-    if "\0" in file or "\\" in file or not _is_utf8(file):
-        raise MediaError("is no path of UTF-8 names with forward slashes")
-    if "://" in file or re.match(r"(data|file|[a-z]):", file, re.IGNORECASE):
-        raise MediaError("is a URL; media are files below the media root")
-    if file.startswith("/"):
-        raise MediaError("is an absolute path; media are files below the media root")
-    parts = [part for part in file.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise MediaError("leads out of the media root")
-    if not parts or re.search(r"/\.?$", file):
-        raise MediaError("names no file")
-    return parts
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _open_below(root: str, parts: Sequence[str]) -> int:
-    """Open a regular file without ever opening anything outside a folder.
-
-    Each name is looked up in the open folder before it, and links are followed by hand: what is
-    changed meanwhile can make this fail, and not lead elsewhere.
-
-    Returns
-    -------
-    int
-        A descriptor.
-
-    Raises
-    ------
-    MediaError, OSError
-        A link leads out, or there is no such regular file.
-    """
-    names, links = [*reversed(parts)], 0
-    with contextlib.ExitStack() as opened:
-        folders = [_closed(opened, os.open(root, _FOLDER))]
-        while names:
-            name = names.pop()
-            if name == "..":  # of a link
-                folders.pop()
-            elif name not in ("", "."):
-                mode = os.stat(name, dir_fd=folders[-1], follow_symlinks=False).st_mode
-                if stat.S_ISLNK(mode):
-                    links += 1
-                    target = os.readlink(name, dir_fd=folders[-1])
-                    if target.startswith("/"):
-                        # Nothing outside is even looked at: it must begin with the root.
-                        inside = f"{target}/".startswith(f"{root.rstrip('/')}/")
-                        target = target[len(root) :]
-                        del folders[1 if inside else 0 :]
-                    names += reversed(target.split("/"))
-                elif stat.S_ISDIR(mode):
-                    folders.append(_closed(opened, os.open(name, _FOLDER, dir_fd=folders[-1])))
-                elif not stat.S_ISREG(mode):
-                    raise MediaError("is no regular file")
-                elif not names:
-                    return os.open(name, _FILE, dir_fd=folders[-1])
-                else:
-                    raise MediaError("is not there")
-            if not folders:
-                raise MediaError("leads out of the media root")
-            if links > _LINKS or len(folders) > _DEEPEST:
-                raise MediaError("lies too deep, or behind too many links")
-    raise MediaError("is no regular file")
-
-
-def _closed(opened: contextlib.ExitStack, descriptor: int) -> int:
-    opened.callback(os.close, descriptor)
-    return descriptor
 
 
 def look_at(

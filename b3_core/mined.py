@@ -24,13 +24,14 @@ import pyarrow as pa
 
 from b3_core.artifacts import Address, Artifact
 from b3_core.batches import BatchPlan
+from b3_core.copies import cache_folder, hold
 from b3_core.errors import CorruptArtifactError, InputError, reason
 from b3_core.inputs import ALL, MEDIUM, NO_MEDIUM, PACKED, Seeing, Shelf, Shelves
 from b3_core.manifest import Manifest
 from b3_core.pairs import GIVEN_MEDIA, MEDIA, SCHEMA, RowGroups, open_rows
 from b3_core.sampler import PlanSampler, TrainerSampler
 from b3_core.slots import Slots, slot_dataset
-from b3_core.store import ArtifactStore, cache_folder, open_artifact
+from b3_core.store import ArtifactStore, open_artifact
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,7 +85,7 @@ class MinedBatches:
 
         The manifest and its tables of pairs are checked by their sha256, and the plan against the
         rows. From a remote store each file is fetched once per machine, into
-        :func:`b3_core.store.cache_folder`, where the Arrow files lie too; it is read from there
+        :func:`b3_core.copies.cache_folder`, where the Arrow files lie too; it is read from there
         then. Several processes may open one manifest at once.
 
         Parameters
@@ -282,8 +283,12 @@ def _arrow_file(pairs: Artifact) -> Path:
     if _PAIRS not in pairs.files:
         pairs.path(_PAIRS)  # raises, and says so
     file = cache_folder() / f"{pairs.files[_PAIRS].sha256}-{_LAYOUT}.arrow"
-    if file.exists():
-        return file
+    while not hold(file):  # other processes of a loader map it anew, by its path
+        _make_arrow_file(pairs, file)
+    return file
+
+
+def _make_arrow_file(pairs: Artifact, file: Path) -> None:
     with _alone(file.with_suffix(".lock")):  # of eight processes, one fetches and writes
         if not file.exists():
             partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
@@ -294,7 +299,6 @@ def _arrow_file(pairs: Artifact) -> Path:
                 raise _unreadable(pairs, error) from error
             finally:
                 partial.unlink(missing_ok=True)
-    return file
 
 
 def _write_arrow(parquet: Path, target: Path) -> None:
@@ -326,6 +330,8 @@ def _shelves(
         with open_rows(each.path(_PAIRS)) as rows:
             has_media = "query_medium" in rows.schema_arrow.names
         packed = each.path(PACKED) if PACKED in each.files else None
+        if packed is not None:
+            hold(packed)
         root = media.get(each.address.dataset)
         shelf_T.append(Shelf(root, packed) if has_media else None)
     return Shelves(shelf_T, lengths, seeing) if any(shelf_T) else None

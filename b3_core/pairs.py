@@ -20,13 +20,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from b3_core.artifacts import Artifact, Draft
 from b3_core.config import DatasetSpec
+from b3_core.copies import hold
+from b3_core.groups import check_groups
 from b3_core.inputs import ALL, MEDIUM, PACKED, Inputs, Seeing, Shelf
 from b3_core.media import MediaLimits
 
@@ -82,7 +81,7 @@ class PairTable:
             raise ValueError(f"columns {self.table.schema} are not {schema}")
         if any(column.null_count for column in self.table.columns):
             raise ValueError("a pair table holds nulls")
-        _check_groups(self.table)
+        check_groups(self.table)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -196,6 +195,8 @@ def side_inputs(rows: pa.Table, side: str, shelf: Shelf | None, *, seeing: Seein
 def shelf_of(dataset: DatasetSpec, artifact: Artifact) -> Shelf:
     """Say where the media of a dataset's rows are, by the artifact that they were saved in."""
     packed = artifact.path(PACKED) if PACKED in artifact.files else None
+    if packed is not None:
+        hold(packed)  # it is read for as long as rows are
     return Shelf(dataset.media_root, packed, limits_of(dataset))
 
 
@@ -290,7 +291,7 @@ class Split:
     """Rows left out for a medium of theirs: row_id, side, file, fault; None where none was."""
 
     def __post_init__(self) -> None:
-        _check_groups(pa.concat_tables([self.train.table, self.heldout.table]))
+        check_groups(pa.concat_tables([self.train.table, self.heldout.table]))
 
     @property
     def overlap(self) -> int:
@@ -308,67 +309,7 @@ class Split:
         return cls(PairTable.load(artifact, "train"), PairTable.load(artifact, "heldout"))
 
 
-def group_ids(
-    positive_N: pa.ChunkedArray, mark_N: pa.ChunkedArray | None = None
-) -> npt.NDArray[np.int32]:
-    """Give every row the number of its group, counted in order of first appearance.
-
-    Rows with equal ``positive_N``, or with equal ``mark_N`` where given, are in one group: the
-    groups are the connected components of the graph between positives and marks whose edges are
-    the rows.
-
-    Parameters
-    ----------
-    positive_N, mark_N
-        Text, without nulls.
-
-    Returns
-    -------
-    numpy.ndarray
-        int32, N.
-    """
-    code_N = codes(positive_N)
-    if mark_N is None:
-        return code_N
-    # Positives are the first nodes, in order of appearance, and components are numbered by node.
-    first_mark = code_N.max(initial=-1) + 1
-    node_N = first_mark + codes(mark_N)
-    nodes = node_N.max(initial=-1) + 1
-    edges = coo_array((np.ones(len(node_N), bool), (code_N, node_N)), shape=(nodes, nodes))
-    component: npt.NDArray[np.int32] = connected_components(edges, directed=False)[1]
-    return component[code_N]
-
-
-def identities(rows: pa.Table, side: str = "positive") -> pa.ChunkedArray:
-    """Return what tells positives apart: text, and the bytes beside it if there are any."""
-    if f"{side}_medium" not in rows.column_names:
-        return rows[side]
-    digest_N = pc.struct_field(rows[f"{side}_medium"], "digest")
-    return pc.if_else(
-        pc.equal(digest_N, ""),
-        rows[side],
-        pc.binary_join_element_wise(rows[side], digest_N, "\0"),
-    )
-
-
 def schema_like(names: Sequence[str]) -> pa.Schema:
     """Return the columns that a pair table must have if it has these of those it may have."""
     parts = {"negative": GIVEN, "query_medium": MEDIA, "negative_medium": GIVEN_MEDIA}
     return pa.schema([*SCHEMA, *(f for name in parts if name in names for f in parts[name])])
-
-
-def _check_groups(table: pa.Table) -> None:
-    code_N = codes(identities(table))
-    group_N = table["group"].to_numpy()
-    group_of = np.zeros(code_N.max(initial=-1) + 1, np.int32)
-    group_of[code_N] = group_N
-    if (group_of[code_N] != group_N).any():
-        raise ValueError("rows with the same positive are in different groups")
-
-
-def codes(text_N: pa.ChunkedArray) -> npt.NDArray[np.int32]:
-    """Give equal texts the same number, from 0, in order of first appearance."""
-    # The distinct texts of a large dataset outgrow the 2 GiB that a string array can address.
-    encoded = text_N.cast(pa.large_string()).dictionary_encode()
-    codes = [chunk.indices.to_numpy() for chunk in encoded.chunks]
-    return np.concatenate([np.zeros(0, np.int32), *codes])

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.errors import InputError
+from b3_core.groups import codes, group_ids, identities
 from b3_core.inputs import MEDIUM, NO_MEDIUM, PACKED, Packer
 from b3_core.media import Look, look_at
 from b3_core.media_columns import SIDES, MediaColumns
@@ -32,9 +33,6 @@ from b3_core.pairs import (
     SKIPPED,
     PairTable,
     Split,
-    codes,
-    group_ids,
-    identities,
     limits_of,
     schema_like,
 )

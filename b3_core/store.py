@@ -23,6 +23,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from b3_core.artifacts import Address, Artifact, Draft, StoredFile, canonical_json, sha256_file
+from b3_core.copies import cache_folder, used
 from b3_core.errors import B3Error, CorruptArtifactError, InputError, UnreachableError, reason
 from b3_core.remote import open_fs
 from b3_core.usage import Usage
@@ -32,7 +33,6 @@ __all__ = [
     "Artifact",
     "ArtifactStore",
     "Draft",
-    "cache_folder",
     "canonical_json",
     "open_artifact",
 ]
@@ -263,6 +263,8 @@ class ArtifactStore:
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)
+        else:
+            used(target)
         return target
 
     def _path(self, path: str) -> str:
@@ -376,16 +378,6 @@ class ArtifactStore:
             )
         whole: dict[str, Any] = record
         return whole
-
-
-def cache_folder() -> Path:
-    """Return this machine's folder of copies, named by content; whatever is in it may be deleted.
-
-    It is below the folder for temporary files (``TMPDIR``).
-    """
-    folder = Path(tempfile.gettempdir(), f"b3-cache-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
 
 
 def open_artifact(uri: str) -> Artifact:

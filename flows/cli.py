@@ -194,19 +194,28 @@ def gc(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """List, or delete, what killed runs left in a store; finished artifacts are never touched."""
+    """List, or delete, what killed runs left in a store, and this machine's unused copies.
+
+    Finished artifacts are never touched.
+    """
 
     def work() -> dict[str, Any]:
+        from b3_core import copies  # noqa: PLC0415
         from b3_core.garbage import find_orphans, remove  # noqa: PLC0415
         from b3_core.store import ArtifactStore  # noqa: PLC0415
 
         artifacts = ArtifactStore(store)
         orphans = find_orphans(artifacts, older_than=3600 * hours)
+        size_of = dict(copies.unused(older_than=3600 * hours))
+        cached = list(size_of)
         if delete:
             remove(artifacts, orphans)
+            cached = copies.collect(cached)
         return {
             "orphans": [orphan._asdict() for orphan in orphans],
             "bytes": sum(orphan.size for orphan in orphans),
+            "copies": list(map(str, cached)),
+            "copies_bytes": sum(size_of[copy] for copy in cached),
             "deleted": delete,
         }
 
@@ -215,8 +224,11 @@ def gc(
             console.print(f"{orphan['path']}: {orphan['why']}", highlight=False, soft_wrap=True)
         done = "deleted" if delete else "found; --delete removes them"
         console.print(
-            f"{len(outcome['orphans'])} orphans, {outcome['bytes']:,} bytes, {done}",
+            f"{len(outcome['orphans'])} orphans, {outcome['bytes']:,} bytes, "
+            f"{len(outcome['copies'])} copies on this machine, "
+            f"{outcome['copies_bytes']:,} bytes, {done}",
             highlight=False,
+            soft_wrap=True,
         )
 
     run_command(work, as_json=as_json, verbose=verbose, show=show)

@@ -179,7 +179,7 @@ def test_a_fault_of_this_machine_is_no_fault_of_a_file(folder, monkeypatch):
         raise OSError(24, "Too many open files")
 
     root = MediaRoot(str(folder))
-    monkeypatch.setattr(media, "_open_below", out_of_descriptors)
+    monkeypatch.setattr(media, "open_below", out_of_descriptors)
     with pytest.raises(OSError, match="Too many open files"):
         root.read("a.png")
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.errors import InputError
-from b3_core.pairs import SCHEMA, PairTable, Split, edited_rows, group_ids, rows_before
+from b3_core.groups import group_ids
+from b3_core.pairs import SCHEMA, PairTable, Split, edited_rows, rows_before
 from b3_core.reading import read_split
 
 Rows = list[tuple[str, str, object]]

@@ -13,10 +13,11 @@ from b3_core.communities import find_communities
 from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, TeacherSpec
 from b3_core.embed import Pairs, PairsRef, Vectors
 from b3_core.graph import CsrGraph
+from b3_core.groups import group_ids
 from b3_core.manifest import Manifest
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.neighbours import rank
-from b3_core.pairs import PairTable, group_ids
+from b3_core.pairs import PairTable
 from b3_core.quality import describe
 from b3_core.ranking import ranking_of
 from b3_core.store import ArtifactStore
