@@ -8,6 +8,7 @@ Legend: D width.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from b3_core.inputs import ModelInput
 Vectors = npt.NDArray[np.float32]
 
 
+@cache
 def read_frames_as_images() -> None:
     """Let vision-language models be loaded where torchvision, which their videos need, is not.
 
@@ -27,17 +29,14 @@ def read_frames_as_images() -> None:
     from transformers.processing_utils import ProcessorMixin  # noqa: PLC0415 - slow to import
     from transformers.utils import is_torchvision_available  # noqa: PLC0415 - likewise
 
-    found = ProcessorMixin.get_attributes.__func__
-    if is_torchvision_available() or found is _without_videos:
+    if is_torchvision_available():
         return
-    _without_videos.all_of = found  # type: ignore[attr-defined]
-    ProcessorMixin.get_attributes = classmethod(_without_videos)
+    found = ProcessorMixin.get_attributes.__func__
 
+    def without_videos(processor: Any) -> list[str]:
+        return [name for name in found(processor) if name != "video_processor"]
 
-def _without_videos(processor: Any) -> list[str]:
-    """Return what a processor is made of, but for what reads videos."""
-    parts = _without_videos.all_of(processor)  # type: ignore[attr-defined]
-    return [name for name in parts if name != "video_processor"]
+    ProcessorMixin.get_attributes = classmethod(without_videos)
 
 
 def see_as_trained(model: Any) -> None:

@@ -107,7 +107,7 @@ def limit_length(model: "SentenceTransformer", tokens: int) -> None:
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding  # noqa: PLC0415
 
     text = getattr(model[0], "processing_kwargs", {}).get("text", {})
-    if text.get("padding") == "max_length":
+    if text.get("padding") == "max_length" and "max_length" in text:
         raise InputError(
             f"every text of this model is padded to {text['max_length']} tokens, but max_length "
             f"is {tokens}",

@@ -140,7 +140,7 @@ class _Reader:
             for role in ("query", "positive", "group", "negative")
             if (column := getattr(dataset, role)) is not None
         }
-        lacking = ["negative"] if dataset.layout == "mmeb" else []
+        lacking = ["negative"] if dataset.layout == "mmeb" and dataset.media_columns else []
         table = read_rows(uri, columns, self._media(), may_lack=lacking)
         table = table.add_column(0, "row_id", pa.array(np.arange(len(table))))
         if dataset.layout == "mmeb":
