@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from b3_core.batches import BatchPlan
 from b3_core.errors import InputError
-from b3_core.pairs import SCHEMA, PairTable, group_ids
+from b3_core.groups import group_ids
+from b3_core.pairs import SCHEMA, PairTable
 from b3_core.sampler import PlanSampler, TrainerSampler
 from b3_core.slots import row_dataset
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from b3_core.errors import InputError
 from b3_core.negatives import Negatives
-from b3_core.pairs import GIVEN, PairTable
-from b3_core.slots import NOBODY, Slots, row_dataset, slot_dataset
+from b3_core.pairs import GIVEN, NOBODY, PairTable
+from b3_core.slots import Slots, row_dataset, slot_dataset
 from tests.core.test_sampler import PLAN, make_plan, make_table
 
 GROUPS = [np.array([0, 1, 2, 3, 0], np.int32), np.array([0, 1, 2, 3], np.int32)]

@@ -22,8 +22,7 @@ from b3_core.hf import ContrastiveModel, mean_of_tokens
 from b3_core.loss import GroupedInfoNCE
 from b3_core.manifest import Manifest
 from b3_core.mined import MinedBatches
-from b3_core.pairs import PairTable
-from b3_core.slots import NOBODY
+from b3_core.pairs import NOBODY, PairTable
 from tests import trainers
 from tests.conftest import ROOT, free_port
 from tests.trainers import TRAINERS, small_manifest
