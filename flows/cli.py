@@ -13,6 +13,7 @@ from rich.console import Console
 
 from b3_core.config import load_config
 from flows import bench, embedded
+from flows.init import init
 from flows.running import (
     AsJson,
     Corpus,
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench.app)
+app.command()(init)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see README, 'Your own data'.")]
 

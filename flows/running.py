@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
+import click
 import typer
 from rich.console import Console
 
@@ -87,6 +88,7 @@ def run_command(
     as_json: bool,
     verbose: bool,
     show: Callable[[Console, dict[str, Any]], None] | None = None,
+    bars: bool = True,
 ) -> None:
     """Do a command's work with bars on stderr, then print its outcome or one line of error."""
     embedded.prepare(verbose=verbose)
@@ -98,7 +100,7 @@ def run_command(
     reporting.use(reporter)
     try:
         with _stdout_kept_clean() as stdout:
-            with reporter.live():
+            with reporter.live() if bars else contextlib.nullcontext():
                 outcome = work()
             spec = outcome.pop("spec", None)
             if as_json:
@@ -112,7 +114,7 @@ def run_command(
         if verbose:
             console.print_exception()
         _fail(error, error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; the same command continues where it stopped", 130)
     except Exception as error:
         if verbose:
