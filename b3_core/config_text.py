@@ -8,7 +8,7 @@ import yaml
 from b3_core.config import DEFAULT_P
 from b3_core.suggest import Answers
 
-_PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
+_PLAIN = re.compile(r"(\.{0,2}/|\.?[A-Za-z_])[A-Za-z0-9_./-]*")
 
 
 def scalar(value: str | int | float) -> str:
@@ -34,7 +34,7 @@ def config_text(answers: Answers) -> str:
             f"    uri: {scalar(a.uri)}",
             *_columns(a.columns, a.layout),
             f"    task: {a.task}  # retrieval, grounding, vqa or classification",
-            "    # eval_uri: ...  # held-out rows, same columns; else 5 % of the groups are held out",
+            "    # eval_uri: ...  # held-out rows, same columns; else 5 % of the groups are taken",
         ],
         _teacher(a),
         [
@@ -52,7 +52,7 @@ def config_text(answers: Answers) -> str:
             f"  student: {scalar(a.student)}  # {_STUDENTS}",
         ],
         [
-            "# What is trained side by side on equal examples; add paper, b3++ or arms of your own.",
+            "# Trained side by side on equal examples; there are also paper, b3++, arms of your own.",
             "arms: [random, b3]",
             "seeds: [0]  # at least three, to tell a difference from chance",
         ],
@@ -74,7 +74,9 @@ def _columns(columns: Mapping[str, str], layout: str) -> list[str]:
 def _teacher(a: Answers) -> list[str]:
     lines = ["teacher:", f"  model: {scalar(a.teacher)}  # {_TEACHERS}"]
     if a.reads != "both":
-        lines.append(f"  reads: {a.reads}  # it cannot read queries: positives stand for their rows")
+        lines.append(
+            f"  reads: {a.reads}  # it cannot read queries: positives stand for their rows"
+        )
     return lines
 
 
@@ -91,5 +93,7 @@ def _window(a: Answers) -> list[str]:
 def _curriculum(random_epochs: int) -> list[str]:
     lines = ["  curriculum:"]
     if random_epochs:
-        lines.append(f"    - {{epochs: {random_epochs}, random_share: 1}}  # the student is untrained")
+        lines.append(
+            f"    - {{epochs: {random_epochs}, random_share: 1}}  # the student is untrained"
+        )
     return [*lines, f"    - {{epochs: {2 if random_epochs else 3}}}"]

@@ -121,9 +121,9 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
     for role in ("negative", "group"):
         taken = set(columns.values())
         able = texts if role == "negative" else _key_columns(seen)
-        column = columns.get(role) or _named(role, [name for name in able if name not in taken])
-        if column and not (role == "negative" and task == "classification"):
-            columns[role] = column
+        named = columns.get(role) or _named(role, [name for name in able if name not in taken])
+        if named and not (role == "negative" and task == "classification"):
+            columns[role] = named
     task = task or _task(seen, columns)
     ordered = {role: columns[role] for role in _ORDER if role in columns}
     return Found(
@@ -160,7 +160,9 @@ def answers(found: Found, seen: Glance, *, uri: str, **given: object) -> Answers
     k = int(str(said.get("k", min(MiningSpec().k, batch))))
     task = str(said.get("task", found.task))
     p, m = _window(rows, task, k)
-    sees = found.layout == "mmeb" or any(role.endswith(("_image", "_video")) for role in _media(found))
+    sees = found.layout == "mmeb" or any(
+        role.endswith(("_image", "_video")) for role in _media(found)
+    )
     query_seen = any(role.startswith("query_") for role in _media(found))
     suggested = Answers(
         uri=uri,
@@ -241,7 +243,7 @@ def _paths(texts: Sequence[str]) -> str | None:
 
 def _media_columns(seen: Glance) -> dict[str, str]:
     """Return column -> image or video, of paths, bytes, Hugging Face's structs, tars' members."""
-    found = {}
+    found: dict[str, str] = {}
     for each in seen.schema:
         name, kind = each.name, each.type
         if is_plain(each):

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 
 from b3_core.config import load_config
-from flows import bench, embedded
+from flows import bench, embedded, planning
 from flows.init import init
 from flows.running import (
     AsJson,
+    ConfigFile,
     Corpus,
     Pairs,
     Store,
@@ -32,17 +32,21 @@ app = typer.Typer(
     help="Mine training batches full of in-batch negatives for embedding models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
+    epilog="Begin with `b3 demo`, on data that is here already. For data of your own: "
+    "`b3 init data.parquet` writes config.yaml, `b3 plan config.yaml` says what it will take, and "
+    "`b3 run config.yaml` does it. `--json` on any of them prints one JSON object; `b3 COMMAND "
+    "--help` has an example of each.",
 )
 
-app.add_typer(bench.app)
-app.command()(init)
-
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see README, 'Your own data'.")]
+_RUN, _LOOK, _MEASURE, _KEEP = "Run", "Look", "Measure", "Keep"  # panels of b3 --help
 
 
-@app.command()
+app.command(rich_help_panel=_RUN)(init)
+
+
+@app.command(rich_help_panel=_RUN)
 def demo(
     *,
     corpus: Corpus = "code",
@@ -65,6 +69,8 @@ def demo(
     positives; whole services are held out. With `--corpus icons` (extra `icons`) pictures are
     queries and their names positives, ranked both ways. Three arms see the same examples from the
     same initial weights: batches drawn at **random**, by the **paper**'s recipe, and by **b3**.
+
+    Example: `b3 demo --pairs 20000 --seeds 3`
     """
 
     def work() -> dict[str, Any]:
@@ -80,31 +86,46 @@ def demo(
     run_command(work, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def run(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Mine, train and evaluate as CONFIG says."""
+    """Mine, train and evaluate as CONFIG says.
+
+    Example: `b3 run config.yaml`
+    """
     _run_flow("pipeline", config, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def mine(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Mine batches and publish a manifest for every arm and seed of CONFIG."""
+    """Mine batches and publish a manifest for every arm and seed of CONFIG.
+
+    Example: `b3 mine config.yaml --json`
+    """
     _run_flow("mine", config, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def train(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Train a student on every manifest of CONFIG, mining first what is not mined."""
+    """Train a student on every manifest of CONFIG, mining first what is not mined.
+
+    Example: `b3 train config.yaml`
+    """
     _run_flow("train", config, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def evaluate(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Evaluate the students of CONFIG, training first what is not trained."""
+    """Evaluate the students of CONFIG, training first what is not trained.
+
+    Example: `b3 evaluate config.yaml`
+    """
     _run_flow("evaluate", config, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+app.command(rich_help_panel=_LOOK)(planning.plan)
+
+
+@app.command(rich_help_panel=_MEASURE)
 def tune(
     config: Annotated[
         Path | None, typer.Argument(help="YAML file; the demo's corpus if absent.")
@@ -129,6 +150,8 @@ def tune(
     held-out rows of CONFIG (`eval_uri`) are never looked at; without CONFIG the demo's corpus is
     used, and its validation packages. `--corpus`, `--pairs`, `--teacher` and `--store` are the
     demo's alone.
+
+    Example: `b3 tune config.yaml --trials 8 --output tuned.yaml`
     """
 
     def work() -> dict[str, Any]:
@@ -138,6 +161,8 @@ def tune(
             settings = {"part": "validation", "teacher": teacher}
             spec, judge = demo_config(corpus, pairs, store, settings), "eval"
         embedded.serve()
+        import yaml  # noqa: PLC0415
+
         from flows.tune import tune as flow  # noqa: PLC0415
 
         outcome = flow(spec, trials=trials, seeds=seeds, judge=judge)
@@ -164,14 +189,17 @@ def _against(differences: dict[str, Any], arm: str) -> dict[str, str]:
     return {"MRR - random": text}
 
 
-@app.command()
+@app.command(rich_help_panel=_LOOK)
 def verify(
     uri: Annotated[str, typer.Argument(help="A manifest's URI, as b3 mine prints it.")],
     *,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check a manifest: every file's hash, every batch's rows, all it was made from."""
+    """Check a manifest: every file's hash, every batch's rows, all it was made from.
+
+    Example: `b3 verify .b3/faq/manifest/4b11d74c7540b29e4339`
+    """
 
     def work() -> dict[str, Any]:
         from b3_core.manifest import verify as check  # noqa: PLC0415
@@ -187,7 +215,7 @@ def verify(
     run_command(work, as_json=as_json, verbose=verbose, show=show)
 
 
-@app.command()
+@app.command(rich_help_panel=_KEEP)
 def gc(
     store: Annotated[str, typer.Argument(help="Folder or s3:// URI of artifacts.")] = ".b3",
     *,
@@ -196,7 +224,10 @@ def gc(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """List, or delete, what killed runs left in a store; finished artifacts are never touched."""
+    """List, or delete, what killed runs left in a store; finished artifacts are never touched.
+
+    Example: `b3 gc .b3 --hours 1 --delete`
+    """
 
     def work() -> dict[str, Any]:
         from b3_core.garbage import find_orphans, remove  # noqa: PLC0415
@@ -224,7 +255,7 @@ def gc(
     run_command(work, as_json=as_json, verbose=verbose, show=show)
 
 
-@app.command()
+@app.command(rich_help_panel=_LOOK)
 def diff(
     before: Annotated[str, typer.Argument(help="A manifest's URI.")],
     after: Annotated[str, typer.Argument(help="Another's, of any store.")],
@@ -232,7 +263,10 @@ def diff(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare two manifests: inputs, settings, rows, who meets whom, and how hard it is."""
+    """Compare two manifests: inputs, settings, rows, who meets whom, and how hard it is.
+
+    Example: `b3 diff URI-BEFORE URI-AFTER`
+    """
 
     def work() -> dict[str, Any]:
         from b3_core.diff import diff as compare  # noqa: PLC0415
@@ -257,6 +291,10 @@ def _show_diff(console: Console, outcome: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+bench.app.command("plan")(planning.check)
+app.add_typer(bench.app, rich_help_panel=_MEASURE)
 
 
 def main() -> None:

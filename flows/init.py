@@ -1,6 +1,6 @@
 """``b3 init``: a CONFIG for somebody's data, by a few questions.
 
-    look at the file -> suggestions -> questions, or options -> CONFIG, checked before it is written
+look at the file -> suggestions -> questions, or options -> CONFIG, checked before it is written
 """
 
 import os
@@ -106,7 +106,7 @@ def init(
         )
 
     if not (asked or yes):
-        print("b3: nobody to ask: suggestions are taken", file=sys.stderr)
+        typer.echo("b3: nobody to ask: suggestions are taken", err=True)
     # No bars: they and questions share the terminal.
     run_command(work, as_json=as_json, verbose=verbose, show=_show, bars=False)
 
@@ -245,7 +245,8 @@ def _show(console: Console, outcome: dict[str, Any]) -> None:
         if role.startswith(("query", "positive", "negative", "group")) and "prompt" not in role
     }
     lines = [
-        f"{outcome['rows']:,} rows; {_named(roles, list(roles))}; task {data.get('task', 'retrieval')}",
+        f"{outcome['rows']:,} rows; {_named(roles, list(roles))}; "
+        f"task {data.get('task', 'retrieval')}",
         f"teacher {outcome['teacher']}, p = {mining['p']}, m = {mining['m']}, k = {mining['k']}, "
         f"batches of {outcome['batch_size']}",
         *(f"note: {note}" for note in outcome["notes"]),
