@@ -299,7 +299,7 @@ app.add_typer(bench.app, rich_help_panel=_MEASURE)
 
 def main() -> None:
     """Run the command line and exit with its code: 0 done, 1 failed, 2 bad input."""
-    app()
+    app(prog_name="b3")
 
 
 def _run_flow(name: str, config: Path, *, as_json: bool, verbose: bool) -> None:

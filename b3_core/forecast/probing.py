@@ -49,8 +49,8 @@ def stretched(
     if copies_N.any():
         rng = np.random.default_rng([7, int(row_N[0])])
         noise = rng.standard_normal((int(copies_N.sum()), vector_ND.shape[1]), dtype=np.float32)
-        vector_ND[copies_N] += _JITTER / np.sqrt(vector_ND.shape[1]) * noise
-        vector_ND /= np.linalg.norm(vector_ND, axis=1, keepdims=True)
+        near = vector_ND[copies_N] + _JITTER / np.sqrt(vector_ND.shape[1]) * noise
+        vector_ND[copies_N] = near / np.linalg.norm(near, axis=1, keepdims=True)
     return vector_ND
 
 
