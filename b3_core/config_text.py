@@ -52,7 +52,7 @@ def config_text(answers: Answers) -> str:
             f"  student: {scalar(a.student)}  # {_STUDENTS}",
         ],
         [
-            "# Trained side by side on equal examples; there are also paper, b3++, arms of your own.",
+            "# Trained side by side on equal examples; also paper, b3++, or arms of your own.",
             "arms: [random, b3]",
             "seeds: [0]  # at least three, to tell a difference from chance",
         ],

@@ -133,6 +133,11 @@ def count_rows(uri: str) -> int:
     return files.rows
 
 
+def holds_tars(uri: str) -> bool:
+    """Tell whether a dataset is of webdataset's tars."""
+    return any(file.endswith(".tar") for file in list_files(uri)[1])
+
+
 def is_plain(field: pa.Field) -> bool:
     """Tell whether a column holds texts, numbers or dates: what is cheap to read and to show."""
     if field.name in IMAGE_NAMES | VIDEO_NAMES | _BINARY_NAMES:

@@ -4,6 +4,7 @@ look at the file -> suggestions -> questions, or options -> CONFIG, checked befo
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def _write(
         "mining": spec.mining.model_dump(include={"p", "m", "k"}),
         "batch_size": spec.batches.batch_size,
         "notes": list(found.notes),
-        "next": [f"b3 plan {output}", f"b3 run {output}"],
+        "next": [f"b3 {verb} {shlex.quote(str(output))}" for verb in ("plan", "run")],
     }
 
 

@@ -32,6 +32,7 @@ PROBES = {
     "start": (),
 }
 _WARM_ROWS = 512  # of a mining that has everything compiled, and is not timed
+_LEAST_ROWS = 64  # of a worker's part of a sample
 _TEXT_ROWS = 4096  # embedded by a student at most, to time it
 
 
@@ -43,6 +44,7 @@ class Spread:
     jobs: int
     """Trainings side by side."""
     evaluations: int
+    shard_rows: int = 4096
 
     @classmethod
     def of(cls, spec: PipelineSpec, *, cpus: int, students: int, gpus: int = 0) -> "Spread":
@@ -53,7 +55,7 @@ class Spread:
         jobs = min(students, cpus) if slim and spec.compute.train_workers == 1 else 1
         # Two cores each, of those that Ray is told of.
         told = max(cpus, workers, spec.compute.train_workers) + 1
-        return cls(workers, max(1, jobs), max(1, told // 2))
+        return cls(workers, max(1, jobs), max(1, told // 2), spec.compute.shard_rows)
 
 
 @dataclass
@@ -152,7 +154,8 @@ class Prober:
         for dataset in spec.datasets:
             table = pq.read_table(dataset.uri)
             size = -(-len(table) // workers)
-            pq.write_table(table.slice(worker * size, max(size, 8)), dataset.uri)
+            least = min(len(table), max(size, _LEAST_ROWS))
+            pq.write_table(table.slice(min(worker * size, len(table) - least), least), dataset.uri)
         return _smallest(spec)
 
     def _mine(self, found: Measured) -> None:

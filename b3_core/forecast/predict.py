@@ -185,7 +185,8 @@ def _stage(
         peak = max(peak, peak_mb(job, rate, widths, rows=_rows(job, totals)))
         disk += disk_bytes(job, rate)
         bases.append(rate.source)
-    clock = work / min(at_once, _pieces(kind, todo)) + _begins(kind, starts) * bool(todo)
+    pieces = _pieces(kind, todo, spread)
+    clock = work / min(at_once, pieces) + (_begins(kind, starts, pieces) if todo else 0.0)
     memory = at_once * peak + (RUN_MB if peak else 0.0)
     memory_gb = round(memory * MB / 1e9, 2)
     problem = None
@@ -217,15 +218,17 @@ def _at_once(kind: str, spread: Spread, todo: int) -> int:
     return max(1, most.get(kind, 1))
 
 
-def _pieces(kind: str, todo: Sequence[Job]) -> float:
-    """Return into how many pieces the work can be cut, shards being 4096 rows and more."""
+def _pieces(kind: str, todo: Sequence[Job], spread: Spread) -> float:
+    """Return into how many pieces the work can be cut."""
     if kind != "shards":
         return float(max(1, len(todo)))
-    return max(1.0, sum(job.work["rows"] for job in todo) / 4096)
+    return max(1.0, sum(job.work["rows"] for job in todo) / spread.shard_rows)
 
 
-def _begins(kind: str, starts: Mapping[str, float]) -> float:
-    names = {"shards": ("actors", "teacher"), "student": ("training",)}
+def _begins(kind: str, starts: Mapping[str, float], pieces: float) -> float:
+    # A single shard is embedded in the run's own process.
+    of_shards = ("actors", "teacher") if pieces > 1 else ("teacher",)
+    names = {"shards": of_shards, "student": ("training",)}
     return sum(starts.get(name, 0.0) for name in names.get(kind, ()))
 
 

@@ -15,7 +15,7 @@ from b3_core.config import ArmSpec, BatchSpec, DatasetSpec, MiningSpec, Phase, P
 from b3_core.embed import Pairs
 from b3_core.errors import InputError
 from b3_core.forecast.jobs import Rows
-from b3_core.glance import count_rows, draw_rows
+from b3_core.glance import count_rows, draw_rows, holds_tars
 from b3_core.store import ArtifactStore
 
 _MEDIA_ROWS = 1024  # each holds a picture, or a path of one that will be decoded
@@ -71,7 +71,7 @@ def draw(spec: PipelineSpec, folder: Path, *, rows: int) -> Sample:
     rng = np.random.default_rng(0)
     datasets, counts = [], {}
     for dataset in spec.datasets:
-        if dataset.uri.endswith(".tar"):
+        if holds_tars(dataset.uri):
             raise InputError(
                 f"b3 plan draws no samples of tars: {dataset.uri}",
                 expected="parquet or Arrow files",
