@@ -5,7 +5,7 @@ grow with rows and with pairs of rows, everything else with rows, steps or texts
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import nnls
@@ -41,7 +41,8 @@ class Rate:
     peak_mb: float = 0.0
     """Of the process, in the largest timing; :attr:`at` is how large that was."""
     bytes: float = 0.0
-    at: Work = None  # type: ignore[assignment]
+    """Of the files of the largest."""
+    at: Work = field(default_factory=dict)
 
     def seconds(self, work: Work, *, cold: bool = False) -> float:
         """Return what this much work takes."""
@@ -79,7 +80,9 @@ def fit(timings: Sequence[Timing]) -> Rate:
     scale_T = np.maximum(work_XT.max(axis=0), 1e-12)
     found_T, _ = nnls(work_XT / scale_T / second_X[:, None], np.ones(len(warm)))
     of = dict(zip(used, (found_T / scale_T).tolist(), strict=True))
-    largest = max(timings, key=lambda each: sum(each.work.values()))
+    # Parts that were timed apart made no files.
+    whole = [each for each in timings if each.bytes] or list(timings)
+    largest = max(whole, key=lambda each: sum(each.work.values()))
     rate = Rate(
         of,
         source=largest.source,
@@ -88,7 +91,8 @@ def fit(timings: Sequence[Timing]) -> Rate:
         at=largest.work,
     )
     over = [each.seconds - rate.seconds(each.work) for each in timings if each.cold]
-    return replace(rate, start=max(0.0, max(over, default=0.0)) if len(warm) < len(timings) else 0)
+    known = over and len(warm) < len(timings)
+    return replace(rate, start=max(0.0, sum(over) / len(over)) if known else 0.0)
 
 
 def fit_all(timings: Iterable[Timing]) -> dict[str, Rate]:

@@ -62,14 +62,14 @@ def peak_mb(job: Job, rate: Rate, widths: Widths, *, rows: float) -> float:
     rows
         Training rows of the job's datasets.
     """
-    seen = (rate.at or {}).get("rows", 0.0)
+    seen = rate.at.get("rows", 0.0)
     more = max(0.0, rows - seen) if "rows" in job.work else rows
     return rate.peak_mb + row_bytes(job.kind, widths) * more / MB
 
 
 def disk_bytes(job: Job, rate: Rate) -> float:
     """Return what a job's files take: in proportion to its rows; a model is as large as it is."""
-    seen = (rate.at or {}).get("rows", 0.0)
+    seen = rate.at.get("rows", 0.0)
     return rate.bytes * (rows_in(job) / seen if seen and rows_in(job) else 1.0)
 
 

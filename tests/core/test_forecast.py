@@ -24,6 +24,7 @@ from b3_core.forecast.sizes import Widths
 from b3_core.plan import Plan
 from b3_core.stage import Past
 from b3_core.store import ArtifactStore
+from b3_core.teacher import Embeddings
 from tests.conftest import topic_table
 
 WIDTHS = Widths(dim=256, ranks=146, window=100, text_bytes=500)
@@ -52,6 +53,18 @@ def planned(spec):
     store = ArtifactStore(spec.store.root)
     refs = [PairsRef.of(d, Pairs.of(d, spec.evaluate).run(store)) for d in spec.datasets]
     return store, Plan.of(spec, refs, store)
+
+
+def put_shards(plan, store):
+    """Shards as if a teacher had made them."""
+    for vectors in plan.legs[0].vectors:
+        for shard in vectors.shards:
+            drawn = np.random.default_rng(shard.start).standard_normal(
+                (shard.stop - shard.start, 16)
+            )
+            unit = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+            with store.draft(shard.address, lineage=shard.inputs, settings={}) as draft:
+                Embeddings(unit, unit).save(draft)
 
 
 positive = st.floats(1e-6, 1e-2)
@@ -113,6 +126,14 @@ def test_parts_timed_apart_add_up():
     assert fit(timings).seconds(whole) == pytest.approx(2 + 6 + 20)
 
 
+def test_disk_is_that_of_whole_artifacts_not_of_parts_timed_apart():
+    part = Timing("ranks", "k", {"square": 1e12}, 9.0)
+    whole = Timing("ranks", "k", dict(ranks_of(1000.0).work), 1.0, peak_mb=300.0, bytes=10**6)
+    totals = {"faq": Rows(5000, 100)}
+    (stage,) = forecast_of([ranks_of(5000.0)], {"k": fit([part, whole])}, totals).stages
+    assert stage.disk_gb == pytest.approx(5e-3)
+
+
 def test_jobs_are_the_plans_stages_with_the_datas_rows(spec):
     store, plan = planned(spec)
     rows = plan.legs[0].vectors[0].ref.rows
@@ -135,8 +156,7 @@ def test_jobs_are_the_plans_stages_with_the_datas_rows(spec):
 def test_what_the_store_holds_is_done_and_costs_nothing(spec):
     store, plan = planned(spec)
     totals = {"faq": rows_of(spec.datasets[0], spec, store)}
-    for shard in plan.legs[0].vectors[0].shards:
-        shard.run(store)
+    put_shards(plan, store)
     jobs = jobs_of(plan, spec, totals, store)
     assert [job.kind for job in jobs if job.done] == ["shards"]
     rates = fit_all(Timing(job.kind, job.key, dict(job.work), 1.0, peak_mb=100.0) for job in jobs)
@@ -220,11 +240,8 @@ def test_money_is_the_clock_times_what_the_machine_costs():
 
 def test_records_of_the_same_stages_are_timings(spec):
     store, plan = planned(spec)
-    for vectors in plan.legs[0].vectors:
-        for shard in vectors.shards:
-            shard.run(store)
-        vectors.run(store)
-    for stage in (*plan.legs[0].ranks, *plan.legs[0].graphs):
+    put_shards(plan, store)
+    for stage in (*plan.legs[0].vectors, *plan.legs[0].ranks, *plan.legs[0].graphs):
         stage.run(store)
     before = {stage.name: store.get(stage.address).record for stage in plan.legs[0].ranks}
     # The data grows by half: the same stages with other inputs.
