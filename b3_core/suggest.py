@@ -37,7 +37,7 @@ _NAMES: Mapping[str, Sequence[str]] = {
 }
 _IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 _VIDEO_PATH = re.compile(r"\.(mp4|webm|mov|mkv|avi)$", re.IGNORECASE)
-_MMEB = {"qry", "pos_text", "qry_image_path", "pos_image_path"}
+_MMEB_TEXTS, _MMEB_IMAGES = {"qry", "pos_text"}, {"qry_image_path", "pos_image_path"}
 
 _LABEL_WORDS = 6.0  # a label is not longer, as a mean
 _ANSWER_WORDS = 3.0  # of visual questions (arXiv 2505.11293: 1.6)
@@ -89,7 +89,8 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
     Parameters
     ----------
     given
-        DatasetSpec's field -> column, for those that somebody has named; ``task`` likewise.
+        DatasetSpec's field -> column, for those that somebody has named; ``task`` likewise. ``-``
+        says that there is no negative, or no group.
 
     Raises
     ------
@@ -97,6 +98,8 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
         A column given is not there, or one that is needed cannot be told.
     """
     names = seen.schema.names
+    without = {role for role in ("negative", "group") if given.get(role) == "-"}
+    given = {role: column for role, column in given.items() if role not in without}
     for role, column in given.items():
         if role != "task" and column not in names:
             raise InputError(
@@ -104,11 +107,17 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
                 expected=f"one of: {', '.join(names[:20])}",
                 remedy=f"correct --{role.replace('_', '-')}",
             )
-    if {"qry", "pos_text"} <= set(names) and _MMEB & {"qry_image_path", "pos_image_path"} & set(
-        names
-    ):
+    if set(names) >= _MMEB_TEXTS and _MMEB_IMAGES & set(names) and not set(given) - {"task"}:
         return Found(seen.rows, {}, layout="mmeb", task=given.get("task", "retrieval"))
     texts, media = _text_columns(seen), _media_columns(seen)
+    for role in ("query", "positive", "negative"):
+        if role in given and given[role] not in texts:
+            kind = seen.schema.field(given[role]).type
+            raise InputError(
+                f"column {given[role]!r} of {seen.uri} holds {kind}, or only blanks or paths",
+                expected=f"texts: {', '.join(texts) or 'there is no such column'}",
+                remedy=f"correct --{role}",
+            )
     columns = {role: column for role, column in given.items() if role != "task"}
     task = given.get("task")
     label = _named("label", [name for name in texts if name not in columns.values()])
@@ -118,7 +127,7 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
         columns["positive"] = label
     columns |= _sides(columns, texts, media)
     _check_sides(columns, seen)
-    for role in ("negative", "group"):
+    for role in sorted({"negative", "group"} - without, reverse=True):
         taken = set(columns.values())
         able = texts if role == "negative" else _key_columns(seen)
         named = columns.get(role) or _named(role, [name for name in able if name not in taken])
@@ -350,7 +359,12 @@ def _words(texts: Sequence[str | None]) -> float:
 
 
 def _notes(seen: Glance, columns: Mapping[str, str], task: str) -> tuple[str, ...]:
-    notes = []
+    lengths = [
+        f"{sides} have {_words(seen.texts(columns[role])):.1f} words"
+        for role, sides in (("query", "queries"), ("positive", "positives"))
+        if role in columns
+    ]
+    notes = [f"{', '.join(lengths)}, as a mean"] if lengths else []
     if not seen.exact:
         notes.append(f"about {seen.rows:,} rows, by the sizes of files: not all were opened")
     for role in ("query", "positive", "negative"):

@@ -38,10 +38,10 @@ def init(
     *,
     query: Annotated[Column, _column("Column of the queries' texts.")] = None,
     positive: Annotated[Column, _column("Column of the positives' texts.")] = None,
-    negative: Annotated[Column, _column("Column of hard negatives' texts.")] = None,
-    group: Annotated[Column, _column("Column whose equal values are one another's positives.")] = (
-        None
-    ),
+    negative: Annotated[Column, _column("Column of hard negatives' texts; - for none.")] = None,
+    group: Annotated[
+        Column, _column("Column whose equal values are positives of one another; - for none.")
+    ] = (None),
     query_image: Annotated[Column, _column("Column of the queries' images.")] = None,
     query_video: Annotated[Column, _column("Column of the queries' videos.")] = None,
     positive_image: Annotated[Column, _column("Column of the positives' images.")] = None,
@@ -201,7 +201,7 @@ class _Asked:
         for role in ("negative", "group"):
             if role not in given and (suggested := found.columns.get(role)):
                 said = _choose(f"{role} column (- for none)", found.choices[role], suggested)
-                answered |= {} if said == "-" else {role: said}
+                answered[role] = said
         if "task" not in given:
             tasks = ["retrieval", "grounding", "vqa", "classification"]
             answered["task"] = _choose("task", tasks, found.task)

@@ -111,6 +111,20 @@ def test_what_was_said_stands(tmp_path):
         find(glance(str(file)), {"positive": "reply"})
 
 
+def test_there_may_be_no_negative_and_no_group(tmp_path):
+    columns = {"query": WORDS, "answer": OTHER, "negative": WORDS[::-1], "group": WORDS}
+    file = save(tmp_path, columns)
+    assert set(written(file)[1].columns) == {"query", "positive", "negative", "group"}
+    found = written(file, negative="-", group="-")[1]
+    assert set(found.columns) == {"query", "positive"}
+
+
+def test_a_column_of_numbers_is_no_text(tmp_path):
+    file = save(tmp_path, {"question": WORDS, "answer": OTHER, "n": list(range(400))})
+    with pytest.raises(InputError, match="'n' of .* holds int64.*question, answer; correct --que"):
+        find(glance(str(file)), {"query": "n"})
+
+
 def test_a_single_column_is_refused_and_says_how_to_name_another(tmp_path):
     with pytest.raises(InputError, match="looks like a (query|positive).*name it with --"):
         written(save(tmp_path, {"text": WORDS, "n": list(range(400))}))
@@ -119,6 +133,7 @@ def test_a_single_column_is_refused_and_says_how_to_name_another(tmp_path):
 def test_repeats_and_blanks_are_told(tmp_path):
     columns = {"question": [*WORDS[:399], " "], "answer": [*OTHER[:300], *OTHER[:100]]}
     _, found = written(save(tmp_path, columns))
+    assert found.notes[0] == "queries have 4.0 words, positives have 7.0 words, as a mean"
     assert any("1 of 400 rows looked at have a blank 'question'" in note for note in found.notes)
     assert any("25% of the rows looked at repeat" in note for note in found.notes)
 
