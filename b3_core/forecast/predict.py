@@ -29,7 +29,7 @@ _REMEDIES = {
     "communities": "set mining.cells, or mining.m lower",
     "manifest": "split the dataset",
     "student": "set train.chunk_rows or batches.batch_size lower",
-    "evaluation": "set evaluate.max_queries lower, or name a smaller eval_uri",
+    "evaluation": "train a narrower student, or split the dataset",
     "results": "",
 }
 
