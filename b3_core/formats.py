@@ -34,6 +34,8 @@ class Rows:
     schema: pa.Schema
     batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
     """Reads the columns named, which are in ``schema``."""
+    count: int | None = None
+    """How many rows, by what the file says of itself; None where it does not."""
 
 
 def open_rows_of(stream: Any, file: str, *, remote: bool) -> AbstractContextManager[Rows]:
@@ -61,6 +63,7 @@ def _parquet(stream: Any, *, remote: bool) -> Iterator[Rows]:
         yield Rows(
             data.schema_arrow,
             lambda columns: data.iter_batches(_BATCH_ROWS, columns=list(dict.fromkeys(columns))),
+            data.metadata.num_rows,
         )
 
 
@@ -97,7 +100,9 @@ def _tar(stream: Any, file: str) -> Iterator[Rows]:
             # Any member may be text or medium: what is asked of it decides.
             schema = pa.schema([(name, pa.string()) for name in sorted({*names, *fields})])
             yield Rows(
-                schema, lambda columns: _members(tar, samples, list(dict.fromkeys(columns)), file)
+                schema,
+                lambda columns: _members(tar, samples, list(dict.fromkeys(columns)), file),
+                len(samples),
             )
     except tarfile.TarError as error:
         raise pa.ArrowInvalid(f"no tar: {error}") from error

@@ -47,14 +47,14 @@ def source_digest(uri: str) -> str:
     InputError
         There is no such file, or it cannot be read.
     """
-    fs, files = _list_files(uri)
+    fs, files = list_files(uri)
     base = posixpath.commonpath([posixpath.dirname(file) for file in files])
     digest = hashlib.sha256()
     for file, info in files.items():
         if info.get("ETag"):
             content = f"{info['size']} {info['ETag']}"
         else:
-            with _opened(fs, file, info) as stream:
+            with opened(fs, file, info) as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
         line = f"{posixpath.relpath(file, base)}\0{content}\n"
         digest.update(line.encode(errors="surrogateescape"))
@@ -75,7 +75,7 @@ def source_listing(uri: str) -> str:
     InputError
         There is no such file.
     """
-    _, files = _list_files(uri)
+    _, files = list_files(uri)
     looks = [
         (file, info["size"], str(info.get("ETag") or info.get("mtime")), info.get("ino"))
         for file, info in files.items()
@@ -97,11 +97,11 @@ def media_listing(uri: str, columns: Sequence[str], root: str) -> str:
     InputError
         The files of rows cannot be read.
     """
-    fs, files = _list_files(uri)
+    fs, files = list_files(uri)
     named: set[str] = set()
     for file, info in files.items():
         with (
-            _opened(fs, file, info) as stream,
+            opened(fs, file, info) as stream,
             open_rows_of(stream, file, remote=isinstance(fs, Remote)) as rows,
         ):
             paths = [] if file.endswith(".tar") else _path_columns(rows.schema, columns)
@@ -177,7 +177,7 @@ def read_rows(
     InputError
         No file, none of these formats, no such column, no text, a null or blank value, or no row.
     """
-    fs, files = _list_files(uri)
+    fs, files = list_files(uri)
     # A side without a column of text has blank texts.
     roles = list(dict.fromkeys([*columns, *([] if media is None else media.sides)]))
     blanks = {role: _Blanks(columns.get(role, role)) for role in roles}
@@ -185,7 +185,7 @@ def read_rows(
     for file, info in files.items():
         start = 0
         with (
-            _opened(fs, file, info) as stream,
+            opened(fs, file, info) as stream,
             open_rows_of(stream, file, remote=isinstance(fs, Remote)) as rows,
         ):
             _check_columns(rows.schema, columns, file)
@@ -248,7 +248,7 @@ class _Blanks:
             )
 
 
-def _list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
+def list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Return the file system, and path -> fsspec's info of every file, sorted by path."""
     if uri.startswith("s3") and "@" in uri.partition("://")[2].split("/", 1)[0]:
         raise InputError(
@@ -362,7 +362,7 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 
 @contextlib.contextmanager
-def _opened(fs: Any, file: str, info: Mapping[str, Any]) -> Iterator[Any]:
+def opened(fs: Any, file: str, info: Mapping[str, Any]) -> Iterator[Any]:
     """Open a file to read; what goes wrong with it until it is closed is one line."""
     remote = isinstance(fs, Remote) and info.get("size") is not None
     try:

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 
@@ -54,7 +52,10 @@ def partition(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Every partitioner on the same ranks of the demo's corpus: edges kept, seconds, memory."""
+    """Every partitioner on the same ranks of the demo's corpus: edges kept, seconds, memory.
+
+    Example: `b3 bench partition --pairs 20000 --method leiden`
+    """
 
     def work() -> dict[str, Any]:
         from b3_core.bench.partition import bench_partition, draw_frontier  # noqa: PLC0415
@@ -108,6 +109,8 @@ def batch_size(
     """Which random batch a mined batch is worth: the demo's arms at several batch sizes.
 
     All see the same examples; the learning rate grows with the root of the batch size.
+
+    Example: `b3 bench batch-size --size 64 --size 256`
     """
 
     def work() -> dict[str, Any]:
@@ -139,7 +142,10 @@ def neighbours(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Our exact ranking beside faiss and sentence-transformers: seconds, exactness, memory."""
+    """Our exact ranking beside faiss and sentence-transformers: seconds, exactness, memory.
+
+    Example: `b3 bench neighbours --rows 20000`
+    """
 
     def work() -> dict[str, Any]:
         from b3_core.bench.neighbours import bench_neighbours  # noqa: PLC0415
@@ -170,6 +176,8 @@ def cost(
     """Seconds and memory of every stage as data grows, in stores of their own, and the exponents.
 
     A corpus that has fewer pairs than asked for gives those it has.
+
+    Example: `b3 bench cost --rows 5000 --rows 20000`
     """
 
     def work() -> dict[str, Any]:
@@ -207,9 +215,14 @@ def remine(
     """Mine, change some rows, mine again: seconds of each stage, and what became of communities.
 
     Of the rows that differ a third each are gone, edited and new: rows of the validation part.
+
+    Example: `b3 bench remine --pairs 20000 --share 0.05`
     """
 
     def work() -> dict[str, Any]:
+        import numpy as np  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
         from b3_core.bench import remine as bench  # noqa: PLC0415
         from b3_core.bench.machine import machine  # noqa: PLC0415
         from b3_core.plan import Leg  # noqa: PLC0415
@@ -264,6 +277,8 @@ def manifest(
     """Write a manifest, and the same as datasets' and MDS files: bytes, seconds, one batch read.
 
     Over S3 with `--store s3://...` and `AWS_ENDPOINT_URL`.
+
+    Example: `b3 bench manifest --rows 100000`
     """
 
     def work() -> dict[str, Any]:
@@ -311,6 +326,8 @@ def train(
     """Our training job beside sentence-transformers' trainer: steps a second, memory, waiting.
 
     On the same batches of the demo's corpus, each run in a process of its own, in turns.
+
+    Example: `b3 bench train --model tokens --repeats 1`
     """
 
     def work() -> dict[str, Any]:
@@ -359,6 +376,8 @@ def overhead(
     """Time the demo as flows, and its stages called by a plain script; then idle shards.
 
     Each run has a process and an empty store of its own; reading the corpus is in neither.
+
+    Example: `b3 bench overhead --pairs 2000`
     """
 
     def work() -> dict[str, Any]:
@@ -396,7 +415,10 @@ def evaluate(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Scoring of held-out queries beside mteb's and sentence-transformers' own evaluators."""
+    """Scoring of held-out queries beside mteb's and sentence-transformers' own evaluators.
+
+    Example: `b3 bench evaluate --queries 1000`
+    """
 
     def work() -> dict[str, Any]:
         from b3_core.bench.evaluate import bench_evaluate  # noqa: PLC0415

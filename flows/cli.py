@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 
 from b3_core.config import load_config
-from flows import bench, embedded
+from flows import bench, embedded, planning
+from flows.init import init
 from flows.running import (
     AsJson,
+    ConfigFile,
     Corpus,
     Pairs,
     Store,
@@ -31,16 +32,21 @@ app = typer.Typer(
     help="Mine training batches full of in-batch negatives for embedding models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
+    epilog="Begin with `b3 demo`, on data that is here already. For data of your own: "
+    "`b3 init data.parquet` writes config.yaml, `b3 plan config.yaml` says what it will take, and "
+    "`b3 run config.yaml` does it. `--json` on any of them prints one JSON object; `b3 COMMAND "
+    "--help` has an example of each.",
 )
 
-app.add_typer(bench.app)
-
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see README, 'Your own data'.")]
+_RUN, _LOOK, _MEASURE, _KEEP = "Run", "Look", "Measure", "Keep"  # panels of b3 --help
 
 
-@app.command()
+app.command(rich_help_panel=_RUN)(init)
+
+
+@app.command(rich_help_panel=_RUN)
 def demo(
     *,
     corpus: Corpus = "code",
@@ -63,6 +69,8 @@ def demo(
     positives; whole services are held out. With `--corpus icons` (extra `icons`) pictures are
     queries and their names positives, ranked both ways. Three arms see the same examples from the
     same initial weights: batches drawn at **random**, by the **paper**'s recipe, and by **b3**.
+
+    Example: `b3 demo --pairs 20000 --seeds 3`
     """
 
     def work() -> dict[str, Any]:
@@ -78,31 +86,46 @@ def demo(
     run_command(work, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def run(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Mine, train and evaluate as CONFIG says."""
+    """Mine, train and evaluate as CONFIG says.
+
+    Example: `b3 run config.yaml`
+    """
     _run_flow("pipeline", config, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def mine(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Mine batches and publish a manifest for every arm and seed of CONFIG."""
+    """Mine batches and publish a manifest for every arm and seed of CONFIG.
+
+    Example: `b3 mine config.yaml --json`
+    """
     _run_flow("mine", config, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def train(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Train a student on every manifest of CONFIG, mining first what is not mined."""
+    """Train a student on every manifest of CONFIG, mining first what is not mined.
+
+    Example: `b3 train config.yaml`
+    """
     _run_flow("train", config, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def evaluate(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Evaluate the students of CONFIG, training first what is not trained."""
+    """Evaluate the students of CONFIG, training first what is not trained.
+
+    Example: `b3 evaluate config.yaml`
+    """
     _run_flow("evaluate", config, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+app.command(rich_help_panel=_LOOK)(planning.plan)
+
+
+@app.command(rich_help_panel=_MEASURE)
 def tune(
     config: Annotated[
         Path | None, typer.Argument(help="YAML file; the demo's corpus if absent.")
@@ -127,6 +150,8 @@ def tune(
     held-out rows of CONFIG (`eval_uri`) are never looked at; without CONFIG the demo's corpus is
     used, and its validation packages. `--corpus`, `--pairs`, `--teacher` and `--store` are the
     demo's alone.
+
+    Example: `b3 tune config.yaml --trials 8 --output tuned.yaml`
     """
 
     def work() -> dict[str, Any]:
@@ -136,6 +161,8 @@ def tune(
             settings = {"part": "validation", "teacher": teacher}
             spec, judge = demo_config(corpus, pairs, store, settings), "eval"
         embedded.serve()
+        import yaml  # noqa: PLC0415
+
         from flows.tune import tune as flow  # noqa: PLC0415
 
         outcome = flow(spec, trials=trials, seeds=seeds, judge=judge)
@@ -162,14 +189,17 @@ def _against(differences: dict[str, Any], arm: str) -> dict[str, str]:
     return {"MRR - random": text}
 
 
-@app.command()
+@app.command(rich_help_panel=_LOOK)
 def verify(
     uri: Annotated[str, typer.Argument(help="A manifest's URI, as b3 mine prints it.")],
     *,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check a manifest: every file's hash, every batch's rows, all it was made from."""
+    """Check a manifest: every file's hash, every batch's rows, all it was made from.
+
+    Example: `b3 verify .b3/faq/manifest/4b11d74c7540b29e4339`
+    """
 
     def work() -> dict[str, Any]:
         from b3_core.manifest import verify as check  # noqa: PLC0415
@@ -185,7 +215,7 @@ def verify(
     run_command(work, as_json=as_json, verbose=verbose, show=show)
 
 
-@app.command()
+@app.command(rich_help_panel=_KEEP)
 def gc(
     store: Annotated[str, typer.Argument(help="Folder or s3:// URI of artifacts.")] = ".b3",
     *,
@@ -197,6 +227,8 @@ def gc(
     """List, or delete, what killed runs left in a store, and this machine's unused copies.
 
     Finished artifacts are never touched.
+
+    Example: `b3 gc .b3 --hours 1 --delete`
     """
 
     def work() -> dict[str, Any]:
@@ -234,7 +266,7 @@ def gc(
     run_command(work, as_json=as_json, verbose=verbose, show=show)
 
 
-@app.command()
+@app.command(rich_help_panel=_LOOK)
 def diff(
     before: Annotated[str, typer.Argument(help="A manifest's URI.")],
     after: Annotated[str, typer.Argument(help="Another's, of any store.")],
@@ -242,7 +274,10 @@ def diff(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare two manifests: inputs, settings, rows, who meets whom, and how hard it is."""
+    """Compare two manifests: inputs, settings, rows, who meets whom, and how hard it is.
+
+    Example: `b3 diff URI-BEFORE URI-AFTER`
+    """
 
     def work() -> dict[str, Any]:
         from b3_core.diff import diff as compare  # noqa: PLC0415
@@ -269,9 +304,13 @@ def _show_diff(console: Console, outcome: dict[str, Any]) -> None:
         )
 
 
+bench.app.command("plan")(planning.check)
+app.add_typer(bench.app, rich_help_panel=_MEASURE)
+
+
 def main() -> None:
     """Run the command line and exit with its code: 0 done, 1 failed, 2 bad input."""
-    app()
+    app(prog_name="b3")
 
 
 def _run_flow(name: str, config: Path, *, as_json: bool, verbose: bool) -> None:

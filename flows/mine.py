@@ -91,11 +91,13 @@ def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
         run_stage(shards[0], store)
     elif shards:
         with gpu_turn(ray.compute), reporting.step("embed") as progress:
-            done = len(vectors.shards) - len(shards)
-            progress(done, len(vectors.shards))
+            rows = sum(shard.stop - shard.start for shard in vectors.shards)
+            done = rows - sum(shard.stop - shard.start for shard in shards)
+            progress(done, rows)
             futures = [embed_shard.submit(shard, ray, store.root) for shard in shards]
+            rows_of = {id(f): s.stop - s.start for f, s in zip(futures, shards, strict=True)}
             for future in as_completed(futures):
                 future.result()  # a shard that failed for good ends the flow
-                done += 1
-                progress(done, len(vectors.shards))
+                done += rows_of[id(future)]
+                progress(done, rows)
     run_stage(vectors, store)

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -20,6 +21,14 @@ from b3_core.config import PipelineSpec
 from b3_core.errors import B3Error
 from flows import embedded
 
+ConfigFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file; b3 init writes one. See README, 'Your own data'.",
+        autocompletion=lambda incomplete: config_files(incomplete),  # noqa: PLW0108 - is below
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show logs and tracebacks.")]
 Teacher = Annotated[str, typer.Option(help="static, minilm, or a model folder.")]
@@ -32,6 +41,24 @@ Corpus = Annotated[
         "names, or of digits and theirs; questions about tables."
     ),
 ]
+
+
+def config_files(incomplete: str) -> list[str]:
+    """Complete the path of a CONFIG: YAML files, and folders to look into."""
+    folder, _, start = incomplete.rpartition("/")
+    below = Path(folder + "/" if incomplete.startswith("/") or folder else ".").expanduser()
+    found = []
+    with contextlib.suppress(OSError):
+        for each in sorted(below.iterdir()):
+            if not each.name.startswith(start) or (each.name.startswith(".") and not start):
+                continue
+            prefix = incomplete[: len(incomplete) - len(start)]
+            if each.is_dir():
+                found.append(f"{prefix}{each.name}/")
+            elif each.suffix in {".yaml", ".yml", ".json"}:
+                found.append(prefix + each.name)
+    return found
+
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -87,6 +114,7 @@ def run_command(
     as_json: bool,
     verbose: bool,
     show: Callable[[Console, dict[str, Any]], None] | None = None,
+    bars: bool = True,
 ) -> None:
     """Do a command's work with bars on stderr, then print its outcome or one line of error."""
     embedded.prepare(verbose=verbose)
@@ -94,11 +122,11 @@ def run_command(
     from tasks import reporting  # noqa: PLC0415
 
     console = Console(stderr=True)
-    reporter = TerminalReporter(console)
+    reporter = TerminalReporter(console, detail=verbose)
     reporting.use(reporter)
     try:
         with _stdout_kept_clean() as stdout:
-            with reporter.live():
+            with reporter.live() if bars else contextlib.nullcontext():
                 outcome = work()
             spec = outcome.pop("spec", None)
             if as_json:
@@ -112,7 +140,7 @@ def run_command(
         if verbose:
             console.print_exception()
         _fail(error, error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command continues where it stopped", 130)
     except Exception as error:
         if verbose:

@@ -47,6 +47,27 @@ def test_bench_cost_has_every_stage_at_every_size(command):
         assert row["seconds"] > 0 and 100 < row["peak_mb"] < 5000, row
 
 
+@pytest.mark.slow  # probes, and a whole pipeline
+@pytest.mark.timeout(1200)
+def test_bench_plan_sets_every_prediction_beside_what_it_was(command):
+    sizes = ("--pairs", "1500", "--probe-seconds", "1", "--json")
+    code, out, err = command("bench", "plan", *sizes)
+    assert code == 0, err
+    found = json.loads(out)
+    stages = ["pairs", "shards", "embeddings", "ranks", "graph", "communities", "manifest"]
+    assert [row["stage"] for row in found["rows"]] == [
+        *stages,
+        *("student", "evaluation", "results"),
+    ]
+    for row in found["rows"]:
+        assert row["real"] >= 0 and row["predicted"] > 0, row
+        judged = max(row["real"], row["predicted"]) >= 2
+        assert row["within"] is (0.7 <= row["predicted"] / row["real"] <= 1.3 if judged else None)
+        if row["stage"] in {"embeddings", "ranks", "manifest"}:  # files follow from rows alone
+            assert row["predicted_mb"] == pytest.approx(row["real_mb"], rel=0.15, abs=0.2), row
+    assert found["total"]["ratio"] > 0
+
+
 @pytest.mark.slow  # reads the corpus and mines it twice
 def test_bench_remine_tells_what_changed_from_what_was_done(command, tmp_path):
     sizes = ("--pairs", "4000", "--store", tmp_path / "store", "--json")

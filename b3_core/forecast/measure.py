@@ -1,0 +1,275 @@
+"""Probes, run one kind after another: each as many processes at once as a run has of its kind.
+
+sample -> embed x workers -> vectors -> mine -> train x jobs -> evaluate; start beside nothing
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from b3_core import packaged
+from b3_core.config import Phase, PipelineSpec
+from b3_core.errors import B3Error
+from b3_core.forecast.jobs import Job, Rows
+from b3_core.forecast.rates import Timing
+from b3_core.forecast.sample import Sample
+from b3_core.progress import Progress, silent
+
+#: Probes, and the kinds of stages whose rates each finds.
+PROBES = {
+    "embed": ("shards",),
+    "mine": ("pairs", "embeddings", "ranks", "graph", "communities", "manifest"),
+    "train": ("student",),
+    "evaluate": ("evaluation",),
+    "start": (),
+}
+_WARM_ROWS = 512  # of a mining that has everything compiled, and is not timed
+_LEAST_ROWS = 64  # of a worker's part of a sample
+_TEXT_ROWS = 4096  # embedded by a student at most, to time it
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How many processes of each kind a run has at once, on this machine."""
+
+    workers: int
+    jobs: int
+    """Trainings side by side."""
+    evaluations: int
+    shard_rows: int = 4096
+
+    @classmethod
+    def of(cls, spec: PipelineSpec, *, cpus: int, students: int, gpus: int = 0) -> "Spread":
+        """Work it out as :mod:`b3_core.ray_session` does."""
+        share = spec.compute.gpus_per_worker
+        workers = spec.compute.workers or (max(1, int(gpus / share)) if share else cpus)
+        slim = spec.train.student in packaged.SMALL and not share
+        jobs = min(students, cpus) if slim and spec.compute.train_workers == 1 else 1
+        # Two cores each, of those that Ray is told of.
+        told = max(cpus, workers, spec.compute.train_workers) + 1
+        return cls(workers, max(1, jobs), max(1, told // 2), spec.compute.shard_rows)
+
+
+@dataclass
+class Measured:
+    """What probes found."""
+
+    timings: list[Timing] = field(default_factory=list)
+    starts: dict[str, float] = field(default_factory=dict)
+    """Seconds that Ray, its actors with their teacher, and a training job take to start."""
+    embedded: int = 0
+    """Rows of the sample that the teacher embedded; more were copied from those, with noise."""
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class Prober:
+    """Runs probes on a sample.
+
+    Parameters
+    ----------
+    folder
+        Scratch, for stores of the sample.
+    totals
+        Rows of each dataset of the data.
+    seconds
+        Of work that each probe times, about; starting processes takes as long again.
+    """
+
+    sample: Sample
+    folder: Path
+    totals: Mapping[str, Rows]
+    spread: Spread
+    seconds: float = 8.0
+
+    def measure(self, jobs: Sequence[Job], progress: Progress = silent) -> Measured:
+        """Run the probes that these jobs need.
+
+        Raises
+        ------
+        B3Error
+            A probe failed; what it said last is told.
+        """
+        kinds = {job.kind for job in jobs}
+        needed = [name for name, finds in PROBES.items() if kinds & set(finds)]
+        if "evaluate" in needed and "train" not in needed:
+            needed.insert(needed.index("evaluate"), "train")
+        if "mine" in needed and "embed" not in needed:
+            needed.insert(0, "embed")
+        if kinds & {"shards", "student", "evaluation"}:
+            needed.append("start")
+        found = Measured()
+        trained: dict[str, Any] = {}
+        for done, name in enumerate(dict.fromkeys(needed)):
+            progress(done, len(needed))
+            if name == "embed":
+                self._embed(found)
+            elif name == "mine":
+                self._mine(found)
+            elif name == "train":
+                trained = self._train(found, jobs)
+            elif name == "evaluate":
+                self._evaluate(found, trained)
+            else:
+                started = self._run("start", [self._request(jobs=self.spread.jobs)])[0]
+                found.starts |= started
+        progress(len(needed), len(needed))
+        return found
+
+    def _embed(self, found: Measured) -> None:
+        workers = min(self.spread.workers, os.cpu_count() or 1)
+        requests = []
+        for worker in range(workers):
+            vectors = self.folder / f"vectors-{worker}"
+            vectors.mkdir(parents=True)
+            spec = self._own_part(worker, workers)
+            requests.append(
+                {"spec": _dumped(spec), "vectors": str(vectors), "seconds": self.seconds}
+            )
+        answers = self._run("embed", requests, threads=1)
+        found.timings += _timings(answers)
+        found.starts["teacher"] = max(answer["load"] for answer in answers)
+        for dataset in self.sample.spec.datasets:
+            for side in ("query", "positive"):
+                name = f"{dataset.name}-{side}.npy"
+                parts = [np.load(self.folder / f"vectors-{n}" / name) for n in range(workers)]
+                joined = np.concatenate(parts)
+                np.save(self.folder / "vectors-0" / name, joined)
+                found.dim = joined.shape[1]
+            found.embedded += len(joined)
+
+    def _own_part(self, worker: int, workers: int) -> PipelineSpec:
+        """Give each worker rows of its own."""
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        spec = self.sample.cut(self.folder / f"embed-{worker}", 1 << 40)
+        for dataset in spec.datasets:
+            table = pq.read_table(dataset.uri)
+            size = -(-len(table) // workers)
+            least = min(len(table), max(size, _LEAST_ROWS))
+            pq.write_table(table.slice(min(worker * size, len(table) - least), least), dataset.uri)
+        return _smallest(spec)
+
+    def _mine(self, found: Measured) -> None:
+        rows = min(self.sample.rows.values())
+        batch = max(batches.batch_size for _, batches in _arms(self.sample.spec))
+        least = min(rows, 2 * batch)
+        for name, sizes in (
+            ("warm", [max(least, min(rows, _WARM_ROWS))]),
+            ("mine", sorted({max(least, rows // 4), max(least, rows // 2), rows})),
+        ):
+            answers = self._run(
+                "mine",
+                [
+                    self._request(
+                        sizes=sizes,
+                        folder=str(self.folder / name),
+                        vectors=str(self.folder / "vectors-0"),
+                        rows={each: count.train for each, count in self.totals.items()},
+                    )
+                ],
+            )
+            if name == "mine":
+                found.timings += _timings(answers)
+
+    def _train(self, found: Measured, jobs: Sequence[Job]) -> dict[str, Any]:
+        steps = max((job.work["steps"] for job in jobs if job.kind == "student"), default=64)
+        spec = self.sample.spec
+        held = 0.0 if all(each.eval_uri for each in spec.datasets) else spec.evaluate.holdout
+        requests = [
+            self._request(
+                folder=str(self.folder / f"train-{job}"),
+                batch_size=max(batches.batch_size for _, batches in _arms(spec)),
+                steps=steps,
+                holdout=held,
+                seconds=self.seconds,
+            )
+            for job in range(min(self.spread.jobs, os.cpu_count() or 1))
+        ]
+        answers = self._run("train", requests, threads=1)
+        found.timings += _timings(answers)
+        trained: dict[str, Any] = answers[0]["trained"]
+        return trained
+
+    def _evaluate(self, found: Measured, trained: dict[str, Any]) -> None:
+        request = self._request(
+            trained=trained,
+            folder=str(self.folder / "evaluation"),
+            seconds=self.seconds,
+            texts=_TEXT_ROWS,
+            queries=max(rows.heldout for rows in self.totals.values()),
+            entries=max(rows.heldout + rows.train for rows in self.totals.values()),
+        )
+        threads = min(2, os.cpu_count() or 1)
+        found.timings += _timings(self._run("evaluate", [request], threads=threads))
+
+    def _request(self, **more: Any) -> dict[str, Any]:
+        common = {
+            "spec": _dumped(self.sample.spec),
+            "sampled": dict(self.sample.rows),
+            "folder": str(self.folder),
+        }
+        return {**common, **more}
+
+    def _run(
+        self, kind: str, requests: Sequence[Mapping[str, Any]], *, threads: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Run a probe for each request, all at once."""
+        with ThreadPoolExecutor(len(requests)) as pool:
+            running = [
+                pool.submit(self._run_one, f"{kind}-{number}", request, threads)
+                for number, request in enumerate(requests)
+            ]
+        return [each.result() for each in running]
+
+    def _run_one(
+        self, name: str, request: Mapping[str, Any], threads: int | None
+    ) -> dict[str, Any]:
+        kind = name.partition("-")[0]
+        asked, answered = (self.folder / f"{name}-{way}.json" for way in ("in", "out"))
+        asked.write_text(json.dumps(request), encoding="utf-8")
+        environment = dict(os.environ)
+        if threads is not None:  # as Ray sets it for a worker of so many cores
+            environment["OMP_NUM_THREADS"] = str(threads)
+        command = [sys.executable, "-m", "b3_core.forecast.probe", kind, str(asked), str(answered)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr.strip() or "nothing was said").splitlines()[-1]
+            raise B3Error(
+                f"the probe '{kind}' failed: {said}",
+                remedy="try the CONFIG on a few rows with b3 run, or look with -v",
+            )
+        answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
+        return answer
+
+
+def _timings(answers: Sequence[Mapping[str, Any]]) -> list[Timing]:
+    return [Timing(**each) for answer in answers for each in answer["timings"]]
+
+
+def _dumped(spec: PipelineSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json")
+
+
+def _arms(spec: PipelineSpec) -> list[Any]:
+    return [spec.arm(name) for name in spec.arm_names]
+
+
+def _smallest(spec: PipelineSpec) -> PipelineSpec:
+    """Let a part of a sample be planned: with batches that a few rows fill."""
+    return spec.model_copy(
+        update={
+            "arms": ("random",),
+            "promote": None,
+            "mining": spec.mining.model_copy(update={"k": 2}),
+            "batches": spec.batches.model_copy(update={"batch_size": 2, "curriculum": (Phase(),)}),
+        }
+    )

@@ -1,0 +1,239 @@
+"""A forecast put together: jobs by rates, a row a kind of stage, on a machine.
+
+    jobs, rates, how many at once -> seconds of work, and on the clock
+    widths, peaks                 -> memory, disk; what does not fit, and what to do
+
+Seconds of work are the sum over artifacts, as records have them. On the clock, processes side by
+side share them, and what starts Ray, its actors and a training job comes on top.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from b3_core.forecast.jobs import KINDS, Job, Rows
+from b3_core.forecast.machine import Machine
+from b3_core.forecast.measure import Spread
+from b3_core.forecast.rates import Rate, rate_for
+from b3_core.forecast.sizes import MB, Widths, disk_bytes, peak_mb
+
+#: What the run's own process holds beside workers of Ray: Prefect with its server, libraries, and
+#: what mining left (650 MB after 5,000 rows), and how much more than a probe of the same stage.
+RUN_MB, MORE_MB = 650.0, 200.0
+
+_REMEDIES = {
+    "pairs": "split the dataset",
+    "shards": "set compute.workers lower",
+    "embeddings": "use a teacher of narrower vectors, or split the dataset",
+    "ranks": "set mining.cells",
+    "graph": "set mining.cells, or mining.m lower",
+    "communities": "set mining.cells, or mining.m lower",
+    "manifest": "split the dataset",
+    "student": "set train.chunk_rows or batches.batch_size lower",
+    "evaluation": "train a narrower student, or split the dataset",
+    "results": "",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one kind of stage will take."""
+
+    stage: str
+    artifacts: int
+    done: int
+    """Of the artifacts, how many the store has."""
+    work_seconds: float
+    seconds: float
+    """On the clock."""
+    memory_gb: float
+    """Of all of its processes at once, and of the run's own."""
+    disk_gb: float
+    money: float | None
+    basis: str
+    problem: str | None
+    """Why it does not fit, and what to do; None where it does."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a CONFIG will take."""
+
+    stages: Sequence[Stage]
+    start_seconds: float
+    """Until Ray runs; part of the total."""
+    machine: Machine
+    assumptions: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def seconds(self) -> float:
+        """On the clock, altogether."""
+        return self.start_seconds + sum(stage.seconds for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage does, and all of their files together."""
+        return not self.problems
+
+    @property
+    def problems(self) -> list[str]:
+        """What does not fit, in words."""
+        found = [stage.problem for stage in self.stages if stage.problem]
+        disk = sum(stage.disk_gb for stage in self.stages)
+        if self.machine.disk_gb is not None and disk > self.machine.disk_gb:
+            found.append(
+                f"disk: {disk:.1f} GB of {self.machine.disk_gb:.1f} GB free: does not fit; "
+                "set store.root to another disk or a bucket"
+            )
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON."""
+        return {
+            "stages": [vars(stage) for stage in self.stages],
+            "total": {
+                "start_seconds": round(self.start_seconds, 1),
+                "seconds": round(self.seconds, 1),
+                "memory_gb": max((stage.memory_gb for stage in self.stages), default=0.0),
+                "disk_gb": round(sum(stage.disk_gb for stage in self.stages), 3),
+                "money": None
+                if self.machine.money(0) is None
+                else round(self.machine.money(self.seconds) or 0.0, 4),
+            },
+            "machine": {
+                "cpus": self.machine.cpus,
+                "gpus": self.machine.gpus,
+                "memory_gb": round(self.machine.memory_gb, 1),
+                "disk_gb": self.machine.disk_gb and round(self.machine.disk_gb, 1),
+                "prices": dict(self.machine.prices),
+            },
+            "fits": self.fits,
+            "problems": self.problems,
+            "assumptions": list(self.assumptions),
+        }
+
+
+def predict(
+    jobs: Sequence[Job],
+    rates: Mapping[str, Rate],
+    kinds: Mapping[str, str],
+    *,
+    totals: Mapping[str, Rows],
+    widths: Widths,
+    spread: Spread,
+    starts: Mapping[str, float],
+    machine: Machine,
+    assumptions: Sequence[str] = (),
+) -> Forecast:
+    """Put a forecast together.
+
+    Parameters
+    ----------
+    jobs
+        All of a run, those done included.
+    kinds
+        Key -> kind of the rates.
+    starts
+        Seconds that ``ray``, ``actors``, ``teacher`` and ``training`` take to start; 0 if absent.
+    """
+    stages = []
+    for kind in KINDS:
+        of_kind = [job for job in jobs if job.kind == kind]
+        if of_kind:
+            stages.append(
+                _stage(
+                    kind,
+                    of_kind,
+                    rates,
+                    kinds,
+                    totals=totals,
+                    widths=widths,
+                    spread=spread,
+                    starts=starts,
+                    machine=machine,
+                )
+            )
+    rayed = any(job.kind in _RAYED and not job.done for job in jobs)
+    begins = starts.get("ray", 0.0) if rayed else 0.0
+    return Forecast(stages, begins, machine, assumptions)
+
+
+_RAYED = ("shards", "student", "evaluation")
+
+
+def _stage(
+    kind: str,
+    jobs: Sequence[Job],
+    rates: Mapping[str, Rate],
+    kinds: Mapping[str, str],
+    *,
+    totals: Mapping[str, Rows],
+    widths: Widths,
+    spread: Spread,
+    starts: Mapping[str, float],
+    machine: Machine,
+) -> Stage:
+    todo = [job for job in jobs if not job.done]
+    at_once = _at_once(kind, spread, len(todo))
+    work, peak, disk, bases = 0.0, 0.0, 0.0, []
+    for place, job in enumerate(todo):
+        rate = rate_for(job, rates, kinds)
+        if rate is None:
+            bases.append("not measured")
+            continue
+        # The first of its kind in each process pays for imports and loading.
+        work += rate.seconds(job.work, cold=place < at_once and kind != "shards")
+        peak = max(peak, peak_mb(job, rate, widths, rows=_rows(job, totals)))
+        disk += disk_bytes(job, rate)
+        bases.append(rate.source)
+    pieces = _pieces(kind, todo, spread)
+    clock = work / min(at_once, pieces) + (_begins(kind, starts, pieces) if todo else 0.0)
+    memory = at_once * peak + (RUN_MB if kind in _RAYED else MORE_MB) if peak else 0.0
+    memory_gb = round(memory * MB / 1e9, 2)
+    problem = None
+    if memory_gb > machine.memory_gb:
+        problem = f"{kind}: {memory_gb:.1f} GB of {machine.memory_gb:.1f} GB: does not fit" + (
+            f"; {_REMEDIES[kind]}" if _REMEDIES[kind] else ""
+        )
+    money = machine.money(clock)
+    return Stage(
+        kind,
+        len(jobs),
+        len(jobs) - len(todo),
+        round(work, 2),
+        round(clock, 2),
+        memory_gb,
+        round(disk / 1e9, 4),
+        None if money is None else round(money, 4),
+        "done" if not todo else ", ".join(dict.fromkeys(bases)),
+        problem,
+    )
+
+
+def _at_once(kind: str, spread: Spread, todo: int) -> int:
+    most = {
+        "shards": spread.workers,
+        "student": min(spread.jobs, todo),
+        "evaluation": min(spread.evaluations, todo),
+    }
+    return max(1, most.get(kind, 1))
+
+
+def _pieces(kind: str, todo: Sequence[Job], spread: Spread) -> float:
+    """Return into how many pieces the work can be cut."""
+    if kind != "shards":
+        return float(max(1, len(todo)))
+    return max(1.0, sum(job.work["rows"] for job in todo) / spread.shard_rows)
+
+
+def _begins(kind: str, starts: Mapping[str, float], pieces: float) -> float:
+    # A single shard is embedded in the run's own process.
+    of_shards = ("actors", "teacher") if pieces > 1 else ("teacher",)
+    names = {"shards": of_shards, "student": ("training",)}
+    return sum(starts.get(name, 0.0) for name in names.get(kind, ()))
+
+
+def _rows(job: Job, totals: Mapping[str, Rows]) -> float:
+    if job.dataset in totals:
+        return float(totals[job.dataset].train)
+    return float(sum(rows.train for rows in totals.values()))

@@ -1,0 +1,119 @@
+"""The probe of mining: everything between a teacher's vectors and manifests, at several sizes.
+
+Legend: N rows, D width, R queries.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from b3_core.config import PipelineSpec
+from b3_core.embed import Vectors
+from b3_core.forecast.jobs import Rows, jobs_of, key_of
+from b3_core.forecast.probing import read, sample_of, stretched, timing_of
+from b3_core.forecast.rates import Timing
+from b3_core.plan import Plan
+from b3_core.stage import Stage
+from b3_core.store import ArtifactStore
+from b3_core.teacher import Embeddings
+
+_SEARCHED = 4096  # queries whose search is timed
+_AMONG = 1 << 17  # positives that they are searched among, at most
+
+
+def mine(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Mine the sample at several sizes; the first size is the cold one."""
+    sample = sample_of(request)
+    timings: list[Timing] = []
+    for number, rows in enumerate(request["sizes"]):
+        spec = sample.cut(Path(request["folder"], str(rows)), rows)
+        store, plan, pairs, totals = read(spec)
+        cold = number == 0
+        timings += [replace(each, cold=cold) for each in pairs]
+        leg = plan.legs[0]
+        for vectors in leg.vectors:
+            _put_vectors(vectors, store, request["vectors"])
+        timings += _mined(plan, spec, totals, store, cold=cold)
+        if rows == request["sizes"][-1]:
+            for ranks in leg.ranks:
+                among = min(request["rows"][ranks.dataset], _AMONG)
+                if getattr(ranks, "method", "") == "exact":
+                    timings.append(_searched(ranks, store, among))
+    _compile_ranking()
+    return {"timings": timings}
+
+
+def _compile_ranking() -> None:
+    """Have the kernel of evaluations compiled, and kept on disk: a run compiles it once ever."""
+    from b3_core.evaluate import retrieval  # noqa: PLC0415
+
+    group_Q = np.arange(4, dtype=np.int32)
+    vector_QD = np.eye(4, dtype=np.float32)
+    retrieval.rank_of_positive(vector_QD, vector_QD, group_Q=group_Q, group_C=group_Q)
+
+
+def _mined(
+    plan: Plan,
+    spec: PipelineSpec,
+    totals: Mapping[str, Rows],
+    store: ArtifactStore,
+    *,
+    cold: bool,
+) -> list[Timing]:
+    """Make everything of the first leg after its vectors' shards, up to the manifests."""
+    leg = plan.legs[0]
+    stages: list[Stage] = [
+        *leg.vectors,
+        *leg.ranks,
+        *leg.graphs,
+        *leg.communities,
+        *leg.manifests.values(),
+    ]
+    work_of = {job.key: job for job in jobs_of(plan, spec, totals, None)}
+    seen: set[str] = set()
+    found = []
+    for stage in stages:
+        stage.run(store)
+        job = work_of[key_of(stage)]
+        first = cold and job.kind not in seen
+        seen.add(job.kind)
+        if not cold or first:
+            found.append(timing_of(job, stage, store, cold=first))
+    return found
+
+
+def _put_vectors(vectors: Vectors, store: ArtifactStore, folder: str) -> None:
+    """Write the shards of a dataset from vectors of its teacher, copied with noise as need be."""
+    query_eD, positive_eD = (
+        np.load(Path(folder, f"{vectors.dataset}-{side}.npy")) for side in ("query", "positive")
+    )
+    for shard in vectors.shards:
+        rows = np.arange(shard.start, shard.stop)
+        with store.draft(shard.address, lineage={}, settings={}) as draft:
+            Embeddings(stretched(query_eD, rows), stretched(positive_eD, rows)).save(draft)
+
+
+def _searched(ranks: Any, store: ArtifactStore, among: int) -> Timing:
+    """Time the search alone: what grows with pairs of rows."""
+    from b3_core import search  # noqa: PLC0415
+
+    vectors = Embeddings.load(store.get(ranks.vectors))
+    positive_ND = np.concatenate(
+        [
+            stretched(vectors.positive_ND, np.arange(start, min(start + 8192, among)))
+            for start in range(0, among, 8192)
+        ]
+    )
+    using = search.exact(np.ascontiguousarray(positive_ND), memory_mb=1024)
+    row_R = np.arange(min(_SEARCHED, len(vectors.query_ND)))
+    query_RD = np.ascontiguousarray(vectors.query_ND[row_R])
+    candidates = min(ranks.width + 32, among)
+    using.propose(query_RD[:64], candidates, row_R[:64])
+    began = time.perf_counter()
+    using.propose(query_RD, candidates, row_R)
+    took = time.perf_counter() - began
+    return Timing("ranks", key_of(ranks), {"square": float(len(row_R)) * among}, took)

@@ -1,0 +1,173 @@
+"""A forecast from a CONFIG: its plan, a sample of its data, probes, records of its store."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from b3_core.config import PipelineSpec
+from b3_core.embed import Pairs, PairsRef
+from b3_core.forecast.jobs import Job, Rows, jobs_of, key_of
+from b3_core.forecast.machine import Machine
+from b3_core.forecast.measure import Measured, Prober, Spread
+from b3_core.forecast.past import timings_of
+from b3_core.forecast.predict import Forecast, predict
+from b3_core.forecast.rates import Rate, Timing, fit_all
+from b3_core.forecast.sample import Sample, draw, rows_of
+from b3_core.forecast.sizes import Widths, text_bytes
+from b3_core.plan import Plan
+from b3_core.progress import Progress, silent
+from b3_core.ranking import Ranks
+from b3_core.stage import Past
+from b3_core.store import ArtifactStore
+
+#: Rows of a sample: ranks, graph and communities are timed at a quarter, half and all of them.
+SAMPLE_ROWS = 16_384
+_RESULTS = Rate({"once": 1.0}, source="assumed")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a forecast is made, and for which machine."""
+
+    machine: Machine
+    seconds: float = 8.0
+    """Of work that each probe times, about."""
+    records: bool = True
+    """Whether records of the store are taken for timings where there are any."""
+
+
+def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent) -> Forecast:
+    """Predict what every stage of a CONFIG takes, of those that its store does not hold.
+
+    Nothing is written into the store.
+
+    Raises
+    ------
+    InputError
+        A dataset cannot be read or sampled, or is too small for its batches.
+    B3Error
+        A probe failed.
+    """
+    store = ArtifactStore(spec.store.root)
+    totals = {each.name: rows_of(each, spec, store) for each in spec.datasets}
+    plan = _plan_in(spec, store)
+    with tempfile.TemporaryDirectory(prefix="b3-plan-") as folder:
+        # More than one batch must be left of it when it is cut.
+        batch = max(spec.arm(name)[1].batch_size for name in spec.arm_names)
+        sample = draw(spec, Path(folder, "sample"), rows=max(SAMPLE_ROWS, 6 * batch))
+        if plan is None:
+            like, sampled = _planned(sample, spec, Path(folder, "structure"))
+            jobs = [*_pairs(spec, totals, None), *jobs_of(like, spec, totals, None)]
+            timings: list[Timing] = []
+        else:
+            like, sampled = plan, False
+            jobs = [*_pairs(spec, totals, store), *jobs_of(plan, spec, totals, store)]
+            works = {job.key: (job.kind, job.work) for job in jobs if not job.done}
+            timings = timings_of(plan, works, Past(store)) if settings.records else []
+        known = {each.key for each in timings}
+        unknown = [job for job in jobs if not job.done and job.key not in known]
+        students = sum(job.kind == "student" and not job.done for job in jobs)
+        here = Spread.of(spec, cpus=os.cpu_count() or 1, students=students)
+        found = Measured(timings=list(timings))
+        if any(job.kind != "results" for job in unknown):
+            prober = Prober(sample, Path(folder, "probes"), totals, here, settings.seconds)
+            prober.folder.mkdir()
+            probed = prober.measure(unknown, progress)
+            fresh = [each for each in probed.timings if each.key not in known]
+            found = Measured([*timings, *fresh], probed.starts, probed.embedded, probed.dim)
+        widths = _widths(like, sample, found, store)
+    machine = settings.machine
+    return predict(
+        jobs,
+        {**fit_all(found.timings), "results": _RESULTS},
+        {**{each.key: each.kind for each in found.timings}, "results": "results"},
+        totals=totals,
+        widths=widths,
+        spread=Spread.of(spec, cpus=machine.cpus, students=students, gpus=machine.gpus),
+        starts=found.starts,
+        machine=machine,
+        assumptions=list(_assumptions(spec, sample, found, sampled=sampled, jobs=jobs)),
+    )
+
+
+def _plan_in(spec: PipelineSpec, store: ArtifactStore) -> Plan | None:
+    """Plan CONFIG on its datasets as the store has them; None if one was never read."""
+    refs = []
+    for dataset in spec.datasets:
+        artifact = store.find(Pairs.of(dataset, spec.evaluate).address)
+        if artifact is None:
+            return None
+        refs.append(PairsRef.of(dataset, artifact))
+    return Plan.of(spec, refs, store)
+
+
+def _planned(sample: Sample, spec: PipelineSpec, folder: Path) -> tuple[Plan, bool]:
+    """Plan the sample as CONFIG has it, with all of its seeds: the same stages, of fewer rows."""
+    cut = sample.cut(folder, 1 << 40).model_copy(update={"seeds": spec.seeds})
+    store = ArtifactStore(cut.store.root)
+    refs = [
+        PairsRef.of(dataset, Pairs.of(dataset, cut.evaluate).run(store)) for dataset in cut.datasets
+    ]
+    return Plan.of(cut, refs, store), True
+
+
+def _pairs(
+    spec: PipelineSpec, totals: Mapping[str, Rows], store: ArtifactStore | None
+) -> Iterator[Job]:
+    for dataset in spec.datasets:
+        stage = Pairs.of(dataset, spec.evaluate)
+        rows = totals[dataset.name]
+        work = {"once": 1.0, "rows": float(rows.train + rows.heldout)}
+        done = store is not None and store.find(stage.address) is not None
+        yield Job("pairs", key_of(stage), dataset.name, work, done)
+
+
+def _widths(plan: Plan, sample: Sample, found: Measured, store: ArtifactStore) -> Widths:
+    ranks = [each for each in plan.legs[0].ranks if isinstance(each, Ranks)]
+    dim = found.dim
+    for vectors in plan.legs[0].vectors:
+        made = store.find(vectors.address)
+        dim = dim or (int(made.counts["width"]) if made else 0)
+    sizes = {}
+    for dataset in sample.spec.datasets:
+        table = pq.read_table(dataset.uri)
+        sizes[dataset.name] = (table.nbytes, len(table))
+    return Widths(
+        dim=dim or 1024,
+        ranks=max((each.width for each in ranks), default=0),
+        window=max((each.mining.m for each in plan.legs[0].graphs), default=0),
+        text_bytes=text_bytes(sizes),
+    )
+
+
+def _assumptions(
+    spec: PipelineSpec, sample: Sample, found: Measured, *, sampled: bool, jobs: Sequence[Job]
+) -> Iterator[str]:
+    rows = ", ".join(f"{name} {count:,}" for name, count in sample.rows.items())
+    sources = {each.source for each in found.timings}
+    if "probe" in sources:
+        yield f"rates measured here on a sample ({rows} rows), as this machine is loaded now"
+    if "records" in sources:
+        yield "rates of some stages from records of the store: of this machine, it is taken"
+    yield "ranks grow with rows and with pairs of rows, all else with rows, steps or texts"
+    most = max(sample.rows.values())
+    if found.embedded and found.embedded < most:
+        yield (
+            f"the teacher embedded {found.embedded:,} rows; for ranks and graphs the others are "
+            "copies with noise"
+        )
+    if sampled:
+        yield "the data was not read yet: rows are counted from files, all stages taken as to do"
+    if any(vectors for vectors in spec.batches.curriculum if vectors.refresh):
+        yield "a student that mines anew embeds as fast as the teacher"
+    if spec.incremental and any(job.done for job in jobs):
+        yield "stages that begin with an earlier state are counted as if from scratch: at most that"
+    if spec.compute.gpus_per_worker:
+        yield "memory of GPUs is not predicted"
+    if spec.evaluate.benchmarks or spec.promote:
+        yield "benchmarks and promotion are not predicted"
+    yield "memory is what probes had, and bytes of a row in each table; results take a second"

@@ -1,0 +1,227 @@
+"""A look at a user's files before anything is decided: columns, how many rows, some of them.
+
+    uri -> some of its files -> the head of each, every n-th row -> Glance
+
+Of large data only a part is read, so that the look takes seconds; what was read is said.
+
+Legend: N rows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from b3_core.errors import InputError
+from b3_core.formats import Rows, open_rows_of
+from b3_core.remote import Remote
+from b3_core.source import list_files, opened
+
+_FILES = 16  # opened at most
+_SCANNED = 100_000  # rows read of all files together
+
+#: Members of a webdataset's samples, which its tars do not type.
+IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
+VIDEO_NAMES = frozenset({"mp4", "webm", "mov", "mkv", "avi"})
+_BINARY_NAMES = frozenset({"npy", "npz", "pth", "pt", "pkl", "pickle", "wav", "flac", "mp3"})
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a dataset looks like."""
+
+    uri: str
+    schema: pa.Schema
+    """Of its first file."""
+    rows: int
+    exact: bool
+    """Whether ``rows`` was counted; else it is scaled up from some files by their sizes."""
+    sample: pa.Table
+    """Every n-th row of what was read, without columns of media and nested values."""
+
+    def texts(self, column: str) -> list[str | None]:
+        """Return a column of the sample as text."""
+        found: list[str | None] = self.sample[column].cast(pa.string()).to_pylist()
+        return found
+
+
+def glance(uri: str, *, limit: int = 2000) -> Glance:
+    """Look at a dataset: a file, folder or glob, local or in a bucket.
+
+    Parameters
+    ----------
+    limit
+        Rows of the sample at most.
+
+    Raises
+    ------
+    InputError
+        There is no such file, it cannot be read, or it holds no rows.
+    """
+    files = _Files.of(uri)
+    thin = _Thinned(limit)
+    schemas: list[pa.Schema] = []
+
+    def look(rows: Rows) -> None:
+        schemas.append(rows.schema)
+        names = [field.name for field in rows.schema if is_plain(field)]
+        names = [name for name in names if rows.schema.names.count(name) == 1]
+        _scan(rows, names, thin, files)
+
+    files.each(look)
+    if not files.counted:
+        raise InputError(
+            f"{uri} holds no rows",
+            expected="at least two rows",
+            remedy="check how the file was written",
+        )
+    return Glance(uri, schemas[0], files.rows, files.exact, thin.table())
+
+
+def draw_rows(uri: str, columns: Sequence[str], *, limit: int, scan: bool = True) -> pa.Table:
+    """Read some rows of a dataset, evenly spread over what is read of it.
+
+    Parameters
+    ----------
+    columns
+        Which; all must be there.
+    limit
+        Rows at most.
+    scan
+        False: stop at the first ``limit`` rows, where rows carry media.
+
+    Raises
+    ------
+    InputError
+        As :func:`glance`, or a column is not there.
+    """
+    files = _Files.of(uri)
+    thin = _Thinned(limit)
+
+    def look(rows: Rows) -> None:
+        lacking = [name for name in columns if name not in rows.schema.names]
+        if lacking:
+            raise InputError(
+                f"column {lacking[0]!r} is not in {uri}",
+                expected=f"one of: {', '.join(rows.schema.names[:20])}",
+                remedy="correct the name in CONFIG",
+            )
+        _scan(rows, list(columns), thin, files, most=_SCANNED if scan else limit)
+
+    files.each(look)
+    return thin.table()
+
+
+def count_rows(uri: str) -> int:
+    """Count a dataset's rows by what its files say of themselves, or estimate them by sizes.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it cannot be read.
+    """
+    files = _Files.of(uri)
+
+    def look(rows: Rows) -> None:
+        if rows.count is None:
+            files.count(sum(len(batch) for batch in rows.batches(rows.schema.names[:1])))
+        else:
+            files.count(rows.count)
+
+    files.each(look)
+    return files.rows
+
+
+def holds_tars(uri: str) -> bool:
+    """Tell whether a dataset is of webdataset's tars."""
+    return any(file.endswith(".tar") for file in list_files(uri)[1])
+
+
+def is_plain(field: pa.Field) -> bool:
+    """Tell whether a column holds texts, numbers or dates: what is cheap to read and to show."""
+    if field.name in IMAGE_NAMES | VIDEO_NAMES | _BINARY_NAMES:
+        return False
+    kind = field.type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    # Those are what media come as, or what nobody could name as a text.
+    return not (pa.types.is_nested(value) or "binary" in str(value) or pa.types.is_null(value))
+
+
+@dataclass
+class _Files:
+    """Some of a dataset's files, and how many rows they turned out to hold."""
+
+    fs: Any
+    files: Mapping[str, Mapping[str, Any]]
+    chosen: Sequence[str]
+    counted: int = 0
+
+    @classmethod
+    def of(cls, uri: str) -> "_Files":
+        fs, files = list_files(uri)
+        step = -(-len(files) // _FILES)
+        return cls(fs, files, list(files)[::step])
+
+    def each(self, look: Callable[[Rows], None]) -> None:
+        """Open one file after another; what goes wrong while one is looked at is one line."""
+        for file in self.chosen:
+            with (
+                opened(self.fs, file, self.files[file]) as stream,
+                open_rows_of(stream, file, remote=isinstance(self.fs, Remote)) as rows,
+            ):
+                look(rows)
+
+    def count(self, rows: int) -> None:
+        self.counted += rows
+
+    @property
+    def exact(self) -> bool:
+        return len(self.chosen) == len(self.files)
+
+    @property
+    def rows(self) -> int:
+        if self.exact:
+            return self.counted
+        size = sum(int(info.get("size") or 0) for info in self.files.values())
+        seen = sum(int(self.files[file].get("size") or 0) for file in self.chosen)
+        return round(self.counted * size / max(seen, 1))
+
+
+class _Thinned:
+    """Keeps every n-th row of a stream of unknown length, at most ``limit`` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._step, self._seen = limit, 1, 0
+        self._parts: list[pa.Table] = []
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        first = -self._seen % self._step
+        self._seen += len(batch)
+        places = range(first, len(batch), self._step)
+        if places:
+            self._parts.append(pa.Table.from_batches([batch.take(pa.array(places))]))
+        while sum(map(len, self._parts)) > self._limit:
+            kept = pa.concat_tables(self._parts, promote_options="permissive")
+            self._parts = [kept.take(pa.array(range(0, len(kept), 2)))]
+            self._step *= 2
+
+    def table(self) -> pa.Table:
+        if not self._parts:
+            return pa.table({})
+        return pa.concat_tables(self._parts, promote_options="permissive").combine_chunks()
+
+
+def _scan(
+    rows: Rows, columns: list[str], thin: _Thinned, files: _Files, *, most: int = _SCANNED
+) -> None:
+    """Read the head of one file, its share of ``most`` rows, and count it."""
+    share = -(-most // len(files.chosen))
+    read = 0
+    for batch in rows.batches(columns):
+        if read < share:
+            thin.add(batch.slice(0, share - read))
+        read += len(batch)
+        if read >= share and rows.count is not None:
+            break
+    files.count(read if rows.count is None else rows.count)

@@ -1,0 +1,388 @@
+"""What a CONFIG for some data could say: columns by name and content, sizes by rows.
+
+    Glance -> Found (roles of columns, what was noticed) -> Answers -> text of a CONFIG
+
+Suggestions only: a person, or options of the command line, may say otherwise.
+
+Legend: N rows.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from b3_core.config import DEFAULT_P, MiningSpec
+from b3_core.errors import InputError
+from b3_core.glance import IMAGE_NAMES, VIDEO_NAMES, Glance, is_plain
+
+#: What columns are called, most telling first.
+_NAMES: Mapping[str, Sequence[str]] = {
+    "query": (
+        *("query", "question", "anchor", "qry", "queries", "questions", "sentence1", "sentence_1"),
+        *("premise", "text1", "prompt", "instruction", "title", "input", "docstring", "headline"),
+        *("summary", "sentence", "utterance", "text", "txt"),
+    ),
+    "positive": (
+        *("positive", "pos", "answer", "pos_text", "document", "passage", "response", "answers"),
+        *("sentence2", "sentence_2", "hypothesis", "text2", "context", "body", "code", "output"),
+        *("completion", "target", "caption", "description", "reply", "doc", "content", "article"),
+        *("abstract", "name", "text", "txt"),
+    ),
+    "negative": ("negative", "neg", "hard_negative", "neg_text"),
+    "label": ("label", "class", "category", "intent", "topic", "label_text", "cls", "tag"),
+    "group": ("group", "group_id", "cluster", "cluster_id", "doc_id", "document_id", "passage_id"),
+}
+_IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
+_VIDEO_PATH = re.compile(r"\.(mp4|webm|mov|mkv|avi)$", re.IGNORECASE)
+_MMEB_TEXTS, _MMEB_IMAGES = {"qry", "pos_text"}, {"qry_image_path", "pos_image_path"}
+
+_LABEL_WORDS = 6.0  # a label is not longer, as a mean
+_ANSWER_WORDS = 3.0  # of visual questions (arXiv 2505.11293: 1.6)
+_LABEL_SHARE = 0.05  # distinct positives a row, at most, where they are labels
+#: Training rows from which a batch size is suggested: an epoch keeps some 100 batches.
+_BATCH_SIZES = ((1_000_000, 1024), (200_000, 256), (6_400, 64), (3_200, 32), (0, 16))
+_WINDOW_SHARE = 4  # a window with what is dropped before it is at most this part of the rows
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is written into a CONFIG."""
+
+    uri: str
+    name: str
+    columns: Mapping[str, str]
+    """DatasetSpec's field -> column."""
+    layout: str
+    task: str
+    teacher: str
+    student: str
+    reads: str
+    batch_size: int
+    k: int
+    p: int
+    m: int
+    random_epochs: int
+    store: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the columns of a dataset seem to be."""
+
+    rows: int
+    columns: Mapping[str, str]
+    """DatasetSpec's field -> column."""
+    layout: str = "columns"
+    task: str = "retrieval"
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """DatasetSpec's field -> columns that could be it."""
+    notes: tuple[str, ...] = ()
+    """What a person should know before a run."""
+
+
+def find(seen: Glance, given: Mapping[str, str]) -> Found:
+    """Say what the columns of a dataset seem to be.
+
+    Parameters
+    ----------
+    given
+        DatasetSpec's field -> column, for those that somebody has named; ``task`` likewise. ``-``
+        says that there is no negative, or no group.
+
+    Raises
+    ------
+    InputError
+        A column given is not there, or one that is needed cannot be told.
+    """
+    names = seen.schema.names
+    without = {role for role in ("negative", "group") if given.get(role) == "-"}
+    given = {role: column for role, column in given.items() if role not in without}
+    for role, column in given.items():
+        if role != "task" and column not in names:
+            raise InputError(
+                f"column {column!r} is not in {seen.uri}",
+                expected=f"one of: {', '.join(names[:20])}",
+                remedy=f"correct --{role.replace('_', '-')}",
+            )
+    if set(names) >= _MMEB_TEXTS and _MMEB_IMAGES & set(names) and not set(given) - {"task"}:
+        return Found(seen.rows, {}, layout="mmeb", task=given.get("task", "retrieval"))
+    texts, media = _text_columns(seen), _media_columns(seen)
+    for role in ("query", "positive", "negative"):
+        if role in given and given[role] not in texts:
+            kind = seen.schema.field(given[role]).type
+            raise InputError(
+                f"column {given[role]!r} of {seen.uri} holds {kind}, or only blanks or paths",
+                expected=f"texts: {', '.join(texts) or 'there is no such column'}",
+                remedy=f"correct --{role}",
+            )
+    columns = {role: column for role, column in given.items() if role != "task"}
+    task = given.get("task")
+    label = _named("label", [name for name in texts if name not in columns.values()])
+    if task is None and "positive" not in columns and label and _is_label(seen, label):
+        task = "classification"
+    if task == "classification" and "positive" not in columns and label:
+        columns["positive"] = label
+    columns |= _sides(columns, texts, media)
+    _check_sides(columns, seen)
+    for role in sorted({"negative", "group"} - without, reverse=True):
+        taken = set(columns.values())
+        able = texts if role == "negative" else _key_columns(seen)
+        named = columns.get(role) or _named(role, [name for name in able if name not in taken])
+        if named and not (role == "negative" and task == "classification"):
+            columns[role] = named
+    task = task or _task(seen, columns)
+    ordered = {role: columns[role] for role in _ORDER if role in columns}
+    return Found(
+        seen.rows,
+        ordered,
+        task=task,
+        choices={
+            **{role: texts for role in ("query", "positive", "negative")},
+            "group": _key_columns(seen),
+        },
+        notes=_notes(seen, ordered, task),
+    )
+
+
+_ORDER = (
+    *("query", "query_image", "query_video", "positive", "positive_image", "positive_video"),
+    *("negative", "group"),
+)
+
+
+def answers(found: Found, seen: Glance, *, uri: str, **given: object) -> Answers:
+    """Complete what was found with sizes and models.
+
+    Parameters
+    ----------
+    uri
+        As CONFIG shall have it.
+    given
+        Fields of :class:`Answers` that somebody has said; None where nobody did.
+    """
+    said = {key: value for key, value in given.items() if value is not None}
+    rows = max(2, round(0.95 * found.rows))  # without what is held out
+    batch = int(str(said.get("batch_size", _batch_size(rows, said))))
+    k = int(str(said.get("k", min(MiningSpec().k, batch))))
+    task = str(said.get("task", found.task))
+    p, m = _window(rows, task, k)
+    sees = found.layout == "mmeb" or any(
+        role.endswith(("_image", "_video")) for role in _media(found)
+    )
+    query_seen = any(role.startswith("query_") for role in _media(found))
+    suggested = Answers(
+        uri=uri,
+        name=_name_of(seen.uri),
+        columns=found.columns,
+        layout=found.layout,
+        task=task,
+        teacher="minilm" if sees else "static",
+        student="glyphs" if sees else "tokens",
+        reads="positive" if query_seen else "both",
+        batch_size=batch,
+        k=k,
+        p=p,
+        m=m,
+        random_epochs=2 if sees else 0,
+        store=".b3",
+    )
+    return replace(suggested, **said)  # type: ignore[arg-type]
+
+
+def _media(found: Found) -> list[str]:
+    return [role for role in found.columns if role.endswith(("_image", "_video"))]
+
+
+def _batch_size(rows: int, said: Mapping[str, object]) -> int:
+    size = next(size for least, size in _BATCH_SIZES if rows >= least)
+    k = said.get("k")
+    if isinstance(k, int) and k > 0:
+        size = -(-size // k) * k
+    while size > rows and size > 2:
+        size //= 2
+    return size
+
+
+def _window(rows: int, task: str, k: int) -> tuple[int, int]:
+    """Return p and m as the paper has them, less where there are few rows."""
+    p = DEFAULT_P[task]
+    # arXiv 2505.11293: 300 at K = 128, 2000 at K = 1024.
+    m = 100 if k < 128 else 300 if k < 1024 else 2000
+    most = max(2, rows // _WINDOW_SHARE)
+    if p + m > most:
+        scale = most / (p + m)
+        p, m = int(p * scale), max(1, int(m * scale))
+    return p, m
+
+
+def _name_of(uri: str) -> str:
+    """Name a dataset by its file or folder, in the letters that a name may have."""
+    path = PurePosixPath(uri.partition("://")[2] or uri)
+    stem = next(
+        (part for part in (path.stem, *path.parent.parts[::-1]) if not set("*?[") & set(part)), ""
+    )
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64].rstrip("-._")
+    return name if re.match(r"[A-Za-z0-9]", name) else "dataset"
+
+
+def _text_columns(seen: Glance) -> list[str]:
+    """Return the columns that may be a text: of strings, not of paths, and not all blank."""
+    found = []
+    for name in seen.sample.column_names:
+        kind = seen.sample.schema.field(name).type
+        value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if "string" not in str(value):
+            continue
+        texts = [text for text in seen.texts(name) if text and text.strip()]
+        if texts and not _paths(texts):
+            found.append(name)
+    return found
+
+
+def _paths(texts: Sequence[str]) -> str | None:
+    """Say of which kind of media these are paths, if they are."""
+    for kind, pattern in (("image", _IMAGE_PATH), ("video", _VIDEO_PATH)):
+        if all(pattern.search(text) for text in texts):
+            return kind
+    return None
+
+
+def _media_columns(seen: Glance) -> dict[str, str]:
+    """Return column -> image or video, of paths, bytes, Hugging Face's structs, tars' members."""
+    found: dict[str, str] = {}
+    for each in seen.schema:
+        name, kind = each.name, each.type
+        if is_plain(each):
+            if name in seen.sample.column_names and "string" in str(kind):
+                medium = _paths([text for text in seen.texts(name) if text] or [""])
+                found |= {name: medium} if medium else {}
+        elif name in VIDEO_NAMES:
+            found[name] = "video"
+        elif name in IMAGE_NAMES:
+            found[name] = "image"
+        elif (pa.types.is_struct(kind) and {"bytes"} <= {part.name for part in kind}) or (
+            "binary" in str(kind) and not pa.types.is_nested(kind)
+        ):
+            found[name] = "video" if "video" in name.lower() else "image"
+    return {name: kind for name, kind in found.items() if seen.schema.names.count(name) == 1}
+
+
+def _key_columns(seen: Glance) -> list[str]:
+    kinds = {name: str(seen.sample.schema.field(name).type) for name in seen.sample.column_names}
+    return [name for name, kind in kinds.items() if "string" in kind or "int" in kind]
+
+
+def _named(role: str, columns: Sequence[str]) -> str | None:
+    """Return the column whose name says most that it is for a role."""
+    plain = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in columns[::-1]}
+    for known in _NAMES[role]:
+        if known in plain:
+            return plain[known]
+    for known in _NAMES[role][:8]:  # then as a part of one, such as question_text
+        for name, column in plain.items():
+            if known in name.split("_"):
+                return column
+    return None
+
+
+def _sides(
+    given: Mapping[str, str], texts: Sequence[str], media: Mapping[str, str]
+) -> dict[str, str]:
+    """Choose what stands for each side that nobody has named."""
+    found: dict[str, str] = {}
+
+    def free(columns: Sequence[str], *others: str) -> list[str]:
+        taken = {*given.values(), *found.values(), *others}
+        return [name for name in columns if name not in taken]
+
+    has = {side: any(role.startswith(side) for role in given) for side in ("query", "positive")}
+    kinds = [name for name in free(list(media))]
+    negative = given.get("negative") or _named("negative", free(texts)) or ""
+    if not has["query"]:
+        named = _named("query", free(texts, negative))
+        if kinds and (len(free(texts, negative)) < 2 or named is None):
+            found[f"query_{media[kinds[0]]}"] = kinds[0]
+        elif named is not None:
+            found["query"] = named
+        elif free(texts, negative):
+            rest = free(texts, negative, _named("positive", free(texts, negative)) or "")
+            if rest:
+                found["query"] = rest[0]
+    if not has["positive"]:
+        left = free(texts, negative)
+        named = _named("positive", left) or (left[0] if left else None)
+        if named is not None:
+            found["positive"] = named
+        elif pictures := free(kinds):
+            found[f"positive_{media[pictures[0]]}"] = pictures[0]
+    # A picture beside a question is part of it.
+    if not has["query"] and "query" in found and kinds and free(kinds):
+        found[f"query_{media[kinds[0]]}"] = kinds[0]
+    return found
+
+
+def _check_sides(columns: Mapping[str, str], seen: Glance) -> None:
+    for side in ("query", "positive"):
+        if not any(role in columns for role in (side, f"{side}_image", f"{side}_video")):
+            raise InputError(
+                f"none of the columns of {seen.uri} looks like a {side}: "
+                f"{', '.join(seen.schema.names[:20])}",
+                expected="a column of texts, or of images",
+                remedy=f"name it with --{side}, or --{side}-image",
+            )
+
+
+def _is_label(seen: Glance, column: str) -> bool:
+    texts = seen.texts(column)
+    distinct = len(set(texts))
+    return distinct >= 2 and distinct <= max(2, len(texts) // 4) and _words(texts) <= _LABEL_WORDS
+
+
+def _task(seen: Glance, columns: Mapping[str, str]) -> str:
+    if "positive" not in columns:
+        return "retrieval"
+    texts = seen.texts(columns["positive"])
+    pictured = any(role in columns for role in ("query_image", "query_video"))
+    if pictured and "query" in columns and _words(texts) <= _ANSWER_WORDS:
+        return "vqa"
+    few = len(set(texts)) <= max(2, _LABEL_SHARE * len(texts))
+    if len(texts) >= 100 and few and _words(texts) <= _LABEL_WORDS:
+        return "classification"
+    return "retrieval"
+
+
+def _words(texts: Sequence[str | None]) -> float:
+    return sum(len((text or "").split()) for text in texts) / max(1, len(texts))
+
+
+def _notes(seen: Glance, columns: Mapping[str, str], task: str) -> tuple[str, ...]:
+    lengths = [
+        f"{sides} have {_words(seen.texts(columns[role])):.1f} words"
+        for role, sides in (("query", "queries"), ("positive", "positives"))
+        if role in columns
+    ]
+    notes = [f"{', '.join(lengths)}, as a mean"] if lengths else []
+    if not seen.exact:
+        notes.append(f"about {seen.rows:,} rows, by the sizes of files: not all were opened")
+    for role in ("query", "positive", "negative"):
+        if role not in columns:
+            continue
+        texts = seen.texts(columns[role])
+        blank = sum(not (text or "").strip() for text in texts)
+        if blank and not any(other.startswith(f"{role}_") for other in columns):
+            notes.append(
+                f"{blank} of {len(texts)} rows looked at have a blank {columns[role]!r}: "
+                "a run refuses such rows; fill or remove them"
+            )
+    if "positive" in columns and task != "classification":
+        texts = seen.texts(columns["positive"])
+        repeated = 1 - len(set(texts)) / max(1, len(texts))
+        if repeated > 0.01:
+            notes.append(
+                f"{repeated:.0%} of the rows looked at repeat a positive: they form groups, and "
+                "are no negatives of one another"
+            )
+    return tuple(notes)

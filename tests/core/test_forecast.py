@@ -1,0 +1,292 @@
+"""A forecast: exact where timings follow its model, monotone, and nothing for what is done."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from b3_core.config import parse_config
+from b3_core.embed import Pairs, PairsRef
+from b3_core.errors import InputError
+from b3_core.forecast.jobs import KINDS, Job, Rows, jobs_of
+from b3_core.forecast.machine import Machine, read_prices
+from b3_core.forecast.measure import Spread
+from b3_core.forecast.past import timings_of
+from b3_core.forecast.predict import predict
+from b3_core.forecast.probing import stretched
+from b3_core.forecast.rates import Timing, fit, fit_all
+from b3_core.forecast.sample import draw, for_training, rows_of
+from b3_core.forecast.sizes import Widths
+from b3_core.plan import Plan
+from b3_core.stage import Past
+from b3_core.store import ArtifactStore
+from b3_core.teacher import Embeddings
+from tests.conftest import topic_table
+
+WIDTHS = Widths(dim=256, ranks=146, window=100, text_bytes=500)
+ALONE = Spread(workers=1, jobs=1, evaluations=1)
+HERE = Machine(cpus=2, memory_gb=8, disk_gb=100)
+
+
+@pytest.fixture
+def spec(dataset, tmp_path):
+    columns = {"query": "question", "positive": "answer"}
+    return parse_config(
+        {
+            "datasets": [{"name": "faq", "uri": str(dataset), **columns}],
+            "mining": {"p": 2, "m": 20, "k": 8},
+            "batches": {"batch_size": 32},
+            "train": {"student": "static", "dim": 32},
+            "arms": ["random", "paper", "b3"],
+            "seeds": [0, 1],
+            "store": {"root": str(tmp_path / "store")},
+        },
+        base=tmp_path,
+    )
+
+
+def planned(spec):
+    store = ArtifactStore(spec.store.root)
+    refs = [PairsRef.of(d, Pairs.of(d, spec.evaluate).run(store)) for d in spec.datasets]
+    return store, Plan.of(spec, refs, store)
+
+
+def put_shards(plan, store):
+    """Shards as if a teacher had made them."""
+    for vectors in plan.legs[0].vectors:
+        for shard in vectors.shards:
+            drawn = np.random.default_rng(shard.start).standard_normal(
+                (shard.stop - shard.start, 16)
+            )
+            unit = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+            with store.draft(shard.address, lineage=shard.inputs, settings={}) as draft:
+                Embeddings(unit, unit).save(draft)
+
+
+positive = st.floats(1e-6, 1e-2)
+
+
+@given(
+    once=st.floats(0.01, 10),
+    rows=positive,
+    square=st.floats(1e-10, 1e-7),
+    start=st.floats(0, 30),
+    sizes=st.lists(st.integers(500, 50_000), min_size=3, max_size=6, unique=True),
+)
+def test_timings_that_follow_the_model_are_predicted_exactly(once, rows, square, start, sizes):
+    def work(n):
+        return {"once": 1.0, "rows": float(n), "square": float(n) ** 2}
+
+    def seconds(n):
+        return once + rows * n + square * n * n
+
+    timings = [Timing("ranks", "k", work(n), seconds(n)) for n in sizes]
+    first = Timing("ranks", "k", work(sizes[0]), seconds(sizes[0]) + start, cold=True)
+    rate = fit([first, *timings])
+    for n in (*sizes, 2 * max(sizes)):
+        assert rate.seconds(work(n)) == pytest.approx(seconds(n), rel=1e-3, abs=1e-3)
+    assert rate.start == pytest.approx(start, abs=1e-2 + 1e-3 * seconds(sizes[0]))
+    assert rate.seconds(work(10), cold=True) == pytest.approx(rate.seconds(work(10)) + rate.start)
+
+
+@given(
+    noise=st.lists(st.floats(0.3, 3), min_size=2, max_size=6),
+    n=st.integers(1, 10**6),
+    more=st.integers(0, 10**6),
+)
+def test_more_rows_never_take_less_whatever_was_timed(noise, n, more):
+    timings = [
+        Timing("graph", "k", {"once": 1.0, "rows": 1000.0 * (i + 1)}, factor * (i + 1))
+        for i, factor in enumerate(noise)
+    ]
+    rate = fit(timings)
+    few, many = ({"once": 1.0, "rows": float(rows)} for rows in (n, n + more))
+    assert 0 <= rate.seconds(few) <= rate.seconds(many)
+    assert rate.seconds({"once": 1.0, "rows": 1e7}) > 0
+
+
+def test_one_timing_is_scaled_by_the_work():
+    rate = fit([Timing("student", "k", {"once": 1.0, "steps": 100.0}, 20.0, source="records")])
+    assert rate.seconds({"once": 1.0, "steps": 300.0}) == pytest.approx(60)
+    with pytest.raises(ValueError, match="nothing was timed"):
+        fit([])
+
+
+def test_parts_timed_apart_add_up():
+    timings = [
+        Timing("evaluation", "k", {"once": 1.0}, 2.0),
+        Timing("evaluation", "k", {"texts": 1000.0}, 3.0),
+        Timing("evaluation", "k", {"scores": 1e6}, 5.0),
+    ]
+    whole = {"once": 1.0, "texts": 2000.0, "scores": 4e6}
+    assert fit(timings).seconds(whole) == pytest.approx(2 + 6 + 20)
+
+
+def test_disk_is_that_of_whole_artifacts_not_of_parts_timed_apart():
+    part = Timing("ranks", "k", {"square": 1e12}, 9.0)
+    whole = Timing("ranks", "k", dict(ranks_of(1000.0).work), 1.0, peak_mb=300.0, bytes=10**6)
+    totals = {"faq": Rows(5000, 100)}
+    (stage,) = forecast_of([ranks_of(5000.0)], {"k": fit([part, whole])}, totals).stages
+    assert stage.disk_gb == pytest.approx(5e-3)
+
+
+def test_jobs_are_the_plans_stages_with_the_datas_rows(spec):
+    store, plan = planned(spec)
+    rows = plan.legs[0].vectors[0].ref.rows
+    jobs = jobs_of(plan, spec, {"faq": Rows(rows, 30)}, store)
+    count = {kind: sum(job.kind == kind for job in jobs) for kind in KINDS}
+    assert count == {
+        **{"pairs": 0, "shards": 1, "embeddings": 1, "ranks": 1, "graph": 1},
+        **{"communities": 6, "manifest": 6, "student": 6, "evaluation": 6, "results": 1},
+    }
+    assert not any(job.done for job in jobs)
+    # Seeds share what they cost, arms do not.
+    assert len({job.key for job in jobs if job.kind == "communities"}) == 3
+    steps = {job.work["steps"] for job in jobs if job.kind == "student"}
+    assert steps == {3 * (rows // 32)}
+    larger = jobs_of(plan, spec, {"faq": Rows(10 * rows, 30)}, None)
+    shards = [each.work["rows"] for each in (jobs[0], larger[0])]
+    assert shards == pytest.approx([rows, 10 * rows])
+
+
+def test_what_the_store_holds_is_done_and_costs_nothing(spec):
+    store, plan = planned(spec)
+    totals = {"faq": rows_of(spec.datasets[0], spec, store)}
+    put_shards(plan, store)
+    jobs = jobs_of(plan, spec, totals, store)
+    assert [job.kind for job in jobs if job.done] == ["shards"]
+    rates = fit_all(Timing(job.kind, job.key, dict(job.work), 1.0, peak_mb=100.0) for job in jobs)
+    made = forecast_of(jobs, rates, totals)
+    by = {stage.stage: stage for stage in made.stages}
+    assert (by["shards"].work_seconds, by["shards"].basis) == (0, "done")
+    assert by["embeddings"].work_seconds == pytest.approx(1)
+    assert by["communities"].work_seconds == pytest.approx(6)
+    assert made.seconds == pytest.approx(sum(stage.seconds for stage in made.stages))
+
+
+def forecast_of(jobs, rates, totals, *, spread=ALONE, machine=HERE, starts=None):
+    kinds = {job.key: job.kind for job in jobs}
+    return predict(
+        jobs,
+        rates,
+        kinds,
+        totals=totals,
+        widths=WIDTHS,
+        spread=spread,
+        starts=starts or {},
+        machine=machine,
+    )
+
+
+def ranks_of(rows, *, key="k"):
+    return Job("ranks", key, "faq", {"once": 1.0, "rows": rows, "square": rows**2}, False)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(1000, 10**7), min_size=2, max_size=5, unique=True))
+def test_time_memory_and_disk_grow_with_rows(sizes):
+    timing = Timing("ranks", "k", dict(ranks_of(1000.0).work), 1.0, peak_mb=300.0, bytes=10**6)
+    found = []
+    for rows in (*sorted(sizes), 10 * max(sizes)):
+        totals = {"faq": Rows(rows, 100)}
+        (stage,) = forecast_of([ranks_of(float(rows))], {"k": fit([timing])}, totals).stages
+        found.append((stage.work_seconds, stage.memory_gb, stage.disk_gb))
+    for less, more in zip(found, found[1:], strict=False):
+        assert all(a <= b for a, b in zip(less, more, strict=True))
+    assert all(a < b for a, b in zip(found[0], found[-1], strict=True))
+
+
+def test_what_does_not_fit_is_said_with_what_to_do():
+    timing = Timing("ranks", "k", dict(ranks_of(1000.0).work), 1.0, peak_mb=300.0, bytes=10**6)
+    totals = {"faq": Rows(3_000_000, 100)}
+    made = forecast_of([ranks_of(3e6)], {"k": fit([timing])}, totals)
+    assert not made.fits
+    (said,) = made.problems
+    assert said.startswith("ranks: 1") and "GB of 8.0 GB: does not fit; set mining.cells" in said
+    small = replace(HERE, memory_gb=64, disk_gb=1)
+    made = forecast_of([ranks_of(3e6)], {"k": fit([timing])}, totals, machine=small)
+    assert made.problems == [
+        "disk: 3.0 GB of 1.0 GB free: does not fit; set store.root to another disk or a bucket"
+    ]
+    json.dumps(made.to_json())
+
+
+def test_processes_side_by_side_share_the_time_and_add_up_in_memory():
+    job = Job("shards", "k", "faq", {"once": 1.0, "rows": 100_000.0}, False)
+    rate = {"k": fit([Timing("shards", "k", {"once": 1.0, "rows": 1000.0}, 1.0, peak_mb=1000.0)])}
+    totals = {"faq": Rows(100_000, 1)}
+    starts = {"ray": 7.0, "actors": 2.0, "teacher": 3.0}
+    one, four = (
+        forecast_of([job], rate, totals, spread=Spread(n, 1, 1), starts=starts) for n in (1, 4)
+    )
+    assert one.stages[0].work_seconds == four.stages[0].work_seconds == pytest.approx(100)
+    assert one.stages[0].seconds == pytest.approx(105) and one.seconds == pytest.approx(112)
+    assert four.stages[0].seconds == pytest.approx(30)
+    assert four.stages[0].memory_gb > 3 * one.stages[0].memory_gb - 2
+
+
+def test_money_is_the_clock_times_what_the_machine_costs():
+    machine = Machine(4, 8, 100, gpus=2, prices=read_prices(["cpu-hour=0.05", "gpu-hour=2.5"]))
+    assert machine.money(3600) == pytest.approx(4 * 0.05 + 2 * 2.5)
+    assert HERE.money(3600) is None
+    for bad in ("gpu-hour", "gpu-hour=", "gpu-hour=-1", "tea=1", "gpu-hour=nan", "gpu-hour=1e3"):
+        with pytest.raises(InputError, match="cannot be read.*cpu-hour=NUMBER"):
+            read_prices([bad])
+
+
+def test_records_of_the_same_stages_are_timings(spec):
+    store, plan = planned(spec)
+    put_shards(plan, store)
+    for stage in (*plan.legs[0].vectors, *plan.legs[0].ranks, *plan.legs[0].graphs):
+        stage.run(store)
+    before = {stage.name: store.get(stage.address).record for stage in plan.legs[0].ranks}
+    # The data grows by half: the same stages with other inputs.
+    pq.write_table(topic_table(900, seed=3), spec.datasets[0].uri)
+    store, grown = planned(spec)
+    totals = {"faq": rows_of(spec.datasets[0], spec, store)}
+    jobs = jobs_of(grown, spec, totals, store)
+    works = {job.key: (job.kind, job.work) for job in jobs}
+    found = {each.kind: each for each in timings_of(grown, works, Past(store))}
+    assert set(found) == {"embeddings", "ranks", "graph"}
+    ranks = found["ranks"]
+    assert ranks.seconds == before["ranks"]["seconds"] and ranks.source == "records"
+    was = plan.legs[0].vectors[0].ref.rows
+    assert ranks.work["rows"] == pytest.approx(was)
+    assert ranks.work["square"] == pytest.approx(was**2)
+    # Of four times the rows such a record says too little.
+    pq.write_table(topic_table(2500, seed=4), spec.datasets[0].uri)
+    store, large = planned(spec)
+    totals = {"faq": rows_of(spec.datasets[0], spec, store)}
+    works = {job.key: (job.kind, job.work) for job in jobs_of(large, spec, totals, store)}
+    assert not timings_of(large, works, Past(store))
+
+
+def test_a_sample_is_drawn_evenly_and_planned_as_config_is(spec, tmp_path):
+    sample = draw(spec, tmp_path / "sample", rows=200)
+    assert 100 <= sample.rows["faq"] <= 200
+    cut = sample.cut(tmp_path / "cut", 150)
+    _, plan = planned(cut)
+    whole = {job.key for job in jobs_of(planned(spec)[1], spec, {"faq": Rows(9, 9)}, None)}
+    part = {job.key for job in jobs_of(plan, cut, {"faq": Rows(9, 9)}, None)}
+    assert part == whole
+    trained = for_training(sample.cut(tmp_path / "train", 150), rows=150, epochs=2)
+    _, plan = planned(trained)
+    (student,) = [
+        job for job in jobs_of(plan, trained, {"faq": Rows(64, 9)}, None) if (job.kind == "student")
+    ]
+    assert student.key in whole and student.work["steps"] == 4
+
+
+def test_stretched_vectors_are_the_known_ones_and_others_near_them():
+    rng = np.random.default_rng(0)
+    known = rng.standard_normal((50, 64)).astype(np.float32)
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    found = stretched(known, np.arange(120))
+    assert (found[:50] == known).all()
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
+    own = (found[50:100] * known).sum(axis=1)
+    assert (own > 0.7).all() and (own < 0.99).all()

@@ -1,0 +1,225 @@
+"""A CONFIG out of a look at data: roles by name and content, and text that reads back the same."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from b3_core.config import parse_config
+from b3_core.config_text import config_text, scalar
+from b3_core.errors import InputError
+from b3_core.glance import count_rows, draw_rows, glance
+from b3_core.suggest import answers, find
+
+
+def written(path, **given):
+    seen = glance(str(path))
+    found = find(seen, {k: v for k, v in given.items() if not isinstance(v, int)})
+    sizes = {k: v for k, v in given.items() if isinstance(v, int)}
+    text = config_text(answers(found, seen, uri=str(path), **sizes))
+    return parse_config(yaml.safe_load(text), base=path.parent), found
+
+
+def save(folder, columns, name="data.parquet"):
+    file = folder / name
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), file)
+    return file
+
+
+WORDS = [f"word {i} of {i * 7}" for i in range(400)]
+OTHER = [f"an answer, number {i}, which is long" for i in range(400)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "roles"),
+    [
+        ({"question": WORDS, "answer": OTHER}, {"query": "question", "positive": "answer"}),
+        ({"b": OTHER, "query": WORDS}, {"query": "query", "positive": "b"}),
+        (
+            {"anchor": WORDS, "positive": OTHER, "negative": WORDS[::-1]},
+            {"query": "anchor", "positive": "positive", "negative": "negative"},
+        ),
+        (
+            {"question_text": WORDS, "answer_text": OTHER, "doc_id": list(range(400))},
+            {"query": "question_text", "positive": "answer_text", "group": "doc_id"},
+        ),
+        ({"left": WORDS, "right": OTHER}, {"query": "left", "positive": "right"}),
+        (
+            {"text": WORDS, "label": ["spam", "ham"] * 200},
+            {"query": "text", "positive": "label"},
+        ),
+    ],
+)
+def test_columns_are_told_by_their_names(tmp_path, columns, roles):
+    spec, found = written(save(tmp_path, columns))
+    assert dict(found.columns) == roles
+    dataset = spec.datasets[0]
+    assert {role: getattr(dataset, role) for role in roles} == roles
+
+
+def test_labels_make_a_classification(tmp_path):
+    spec, _ = written(save(tmp_path, {"text": WORDS, "label": ["spam", "ham"] * 200}))
+    assert spec.datasets[0].task == "classification"
+    # Labels as labels, but each once: nothing to classify.
+    spec, _ = written(save(tmp_path, {"text": WORDS, "label": WORDS[::-1]}, "other.parquet"))
+    assert spec.datasets[0].task == "retrieval"
+
+
+def test_pictures_are_told_by_their_types(tmp_path):
+    picture = pa.array([{"bytes": b"x", "path": None}] * 400)
+    spec, found = written(save(tmp_path, pa.table({"image": picture, "caption": OTHER})))
+    assert dict(found.columns) == {"query_image": "image", "positive": "caption"}
+    assert spec.teacher.reads == "positive" and spec.train.student == "glyphs"
+    paths = [f"photos/{i}.JPG" for i in range(400)]
+    _, found = written(save(tmp_path, {"file": paths, "caption": OTHER}, "paths.parquet"))
+    assert dict(found.columns) == {"query_image": "file", "positive": "caption"}
+    columns = {"image": pa.array([b"x"] * 400), "question": WORDS, "answer": ["yes", "no"] * 200}
+    spec, found = written(save(tmp_path, pa.table(columns), "vqa.parquet"))
+    assert dict(found.columns) == {
+        "query": "question",
+        "query_image": "image",
+        "positive": "answer",
+    }
+    assert spec.datasets[0].task == "vqa"
+
+
+def test_mmeb_is_known_by_its_columns(tmp_path):
+    columns = {"qry": WORDS, "qry_image_path": WORDS, "pos_text": OTHER, "pos_image_path": WORDS}
+    spec, _ = written(save(tmp_path, columns))
+    assert spec.datasets[0].layout == "mmeb"
+
+
+@pytest.mark.parametrize("rows", [3, 20, 64, 100, 600, 10_000])
+def test_sizes_fit_the_rows(tmp_path, rows):
+    columns = {"q": [f"q {i}" for i in range(rows)], "a": [f"a {i}" for i in range(rows)]}
+    spec, _ = written(save(tmp_path, columns))
+    left = round(0.95 * rows)
+    assert spec.batches.batch_size <= max(left, 2) and spec.mining.k <= spec.batches.batch_size
+    assert spec.mining.p + spec.mining.m <= max(2, left // 4)
+
+
+def test_what_was_said_stands(tmp_path):
+    file = save(tmp_path, {"question": WORDS, "answer": OTHER})
+    spec, _ = written(file, query="answer", positive="question", batch_size=48, k=24, p=3, m=7)
+    assert (spec.datasets[0].query, spec.datasets[0].positive) == ("answer", "question")
+    assert spec.batches.batch_size == 48
+    assert spec.mining.model_dump(include={"k", "p", "m"}) == {"k": 24, "p": 3, "m": 7}
+    with pytest.raises(InputError, match="'reply' is not in .*correct --positive"):
+        find(glance(str(file)), {"positive": "reply"})
+
+
+def test_there_may_be_no_negative_and_no_group(tmp_path):
+    columns = {"query": WORDS, "answer": OTHER, "negative": WORDS[::-1], "group": WORDS}
+    file = save(tmp_path, columns)
+    assert set(written(file)[1].columns) == {"query", "positive", "negative", "group"}
+    found = written(file, negative="-", group="-")[1]
+    assert set(found.columns) == {"query", "positive"}
+
+
+def test_a_column_of_numbers_is_no_text(tmp_path):
+    file = save(tmp_path, {"question": WORDS, "answer": OTHER, "n": list(range(400))})
+    with pytest.raises(InputError, match="'n' of .* holds int64.*question, answer; correct --que"):
+        find(glance(str(file)), {"query": "n"})
+
+
+def test_a_single_column_is_refused_and_says_how_to_name_another(tmp_path):
+    with pytest.raises(InputError, match="looks like a (query|positive).*name it with --"):
+        written(save(tmp_path, {"text": WORDS, "n": list(range(400))}))
+
+
+def test_repeats_and_blanks_are_told(tmp_path):
+    columns = {"question": [*WORDS[:399], " "], "answer": [*OTHER[:300], *OTHER[:100]]}
+    _, found = written(save(tmp_path, columns))
+    assert found.notes[0] == "queries have 4.0 words, positives have 7.0 words, as a mean"
+    assert any("1 of 400 rows looked at have a blank 'question'" in note for note in found.notes)
+    assert any("25% of the rows looked at repeat" in note for note in found.notes)
+
+
+NAMES = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=30
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(names=st.lists(NAMES, min_size=2, max_size=4, unique=True), seed=st.integers(0, 99))
+def test_any_parquet_of_strings_gives_a_config_that_loads(tmp_path, names, seed):
+    rng = np.random.default_rng(seed)
+    columns = {
+        name: [f"text {rng.integers(1 << 40)} of {number}" for _ in range(40)]
+        for number, name in enumerate(names)
+    }
+    spec, found = written(save(tmp_path, columns))
+    dataset = spec.datasets[0]
+    assert {dataset.query, dataset.positive} <= set(names) and dataset.query != dataset.positive
+    assert found.columns["query"] == dataset.query  # as it is, through YAML
+
+
+HOSTILE = [
+    *("a: b", "# x", "'", '"', "- x", "{}", "[", "*a", "&a", "!!str x", "yes", "null", "1", "1e3"),
+    *("a\nb", "a\tb", "\u2028", "\x85", "\x07", "naïve", "表", "😀", " lead", "trail ", "%", "@x"),
+    *(
+        "? a",
+        "| x",
+        "> x",
+        "~",
+        "=",
+        "a #b",
+        "\\",
+        "\\n",
+        "2026-11-26",
+        "0x1f",
+        "-",
+        ".",
+        "...",
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_name_is_read_back_as_it_is(text):
+    assert "\n" not in scalar(text)
+    assert yaml.safe_load(f"a:\n  - b: {scalar(text)}  # c\n") == {"a": [{"b": text}]}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=("Cs",))))
+def test_every_name_is_read_back_as_it_is(text):
+    assert yaml.safe_load(f"a:\n  - b: {scalar(text)}  # c\n") == {"a": [{"b": text}]}
+
+
+def test_rows_are_counted_over_files_and_drawn_from_all_of_them(tmp_path):
+    for number in range(3):
+        save(tmp_path, {"q": [f"{number} {i}" for i in range(1000)]}, f"{number}.parquet")
+    assert count_rows(str(tmp_path)) == 3000
+    drawn = draw_rows(str(tmp_path), ["q"], limit=100)["q"].to_pylist()
+    assert 40 <= len(drawn) <= 100 and {text[0] for text in drawn} == {"0", "1", "2"}
+    seen = glance(str(tmp_path))
+    assert (seen.rows, seen.exact) == (3000, True)
+
+
+def test_of_many_files_some_are_opened(tmp_path):
+    for number in range(40):
+        save(tmp_path, {"q": [f"{number} {i}" for i in range(50)]}, f"{number:02}.parquet")
+    seen = glance(str(tmp_path))
+    assert not seen.exact and seen.rows == pytest.approx(2000, rel=0.1)
+
+
+def test_an_arrow_stream_is_looked_at(tmp_path):
+    table = pa.table({"question": WORDS, "answer": OTHER})
+    file = tmp_path / "data.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=64)
+    assert glance(str(file)).rows == 400
+    spec, _ = written(file)
+    assert spec.datasets[0].query == "question"
+
+
+def test_no_rows_and_no_file_are_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no rows"):
+        glance(str(save(tmp_path, {"q": pa.array([], pa.string())})))
+    with pytest.raises(InputError, match="no file matches"):
+        glance(str(tmp_path / "none.parquet"))
