@@ -121,8 +121,9 @@ class Past:
 
 
 def missing(stages: Iterable[S], store: ArtifactStore) -> list[S]:
-    """Return the stages that the store does not hold."""
-    return [stage for stage in stages if store.find(stage.address) is None]
+    """Return the stages that the store does not hold, each once: arms may share some."""
+    once = {stage.address: stage for stage in stages}
+    return [stage for address, stage in once.items() if store.find(address) is None]
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:

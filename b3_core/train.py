@@ -98,7 +98,7 @@ def train_student(
     Parameters
     ----------
     pairs
-        The datasets' rows, in the order of ``plan.dataset_S``.
+        The datasets' rows, in the order of ``plan.dataset_SB``.
     seed
         Decides the initial weights and every random choice. On a CPU the same seed gives the same
         weights, bit for bit; global random states are put back afterwards.

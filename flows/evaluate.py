@@ -32,10 +32,9 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
         plan = plan_of(spec, store)
         if missing(plan.students, store):
             train(spec)
+        key_of = {made.address: key for key, made in reversed(plan.evaluations.items())}
         unjudged = {
-            key: evaluation
-            for key, evaluation in plan.evaluations.items()
-            if store.find(evaluation.address) is None
+            key_of[made.address]: made for made in missing(plan.evaluations.values(), store)
         }
         if unjudged:
             with gpu_turn(spec.compute), reporting.step("evaluate") as progress:
