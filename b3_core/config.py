@@ -563,6 +563,12 @@ class ComputeSpec(Spec):
     checkpoint_minutes: float = Field(
         10, gt=0, description="How long a training runs before it is kept for one that goes on."
     )
+    grace_seconds: float = Field(
+        20,
+        ge=0,
+        description="How long a run that is told to end (SIGTERM) waits for its trainings to keep "
+        "the step they are at.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: half the memory."
     )

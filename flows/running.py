@@ -9,8 +9,10 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -96,6 +98,7 @@ def run_command(
     console = Console(stderr=True)
     reporter = TerminalReporter(console)
     reporting.use(reporter)
+    signal.signal(signal.SIGTERM, _told_to_end)
     try:
         with _stdout_kept_clean() as stdout:
             with reporter.live():
@@ -114,10 +117,20 @@ def run_command(
         _fail(error, error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues where it stopped", 130)
+    except _ToldToEnd:
+        _fail("told to end; the same command continues where it stopped", 143)
     except Exception as error:
         if verbose:
             raise
         _fail(f"{_one_line(error)}; run again with -v for the traceback", 1)
+
+
+class _ToldToEnd(BaseException):
+    """SIGTERM came, and what was to be kept is kept."""
+
+
+def _told_to_end(number: int, frame: FrameType | None) -> None:
+    raise _ToldToEnd  # inside a flow after Prefect's own handler, which calls this one last
 
 
 def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, Any]:
