@@ -1,4 +1,4 @@
-"""The only module that starts or joins Ray.
+"""The only module that starts or joins Ray; its training jobs are in :mod:`b3_core.ray_train`.
 
 Ray is opened late: a session that finds all its work done never pays for it. ``RAY_ADDRESS``
 joins a cluster; without it a private one is started and ended with the session.
@@ -8,17 +8,15 @@ import contextlib
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
 from b3_core.config import ComputeSpec
-from b3_core.errors import B3Error, StoppedError
 from b3_core.progress import Progress, silent
-from b3_core.told import is_told, keep_handler, note_sigterm
+from b3_core.ray_train import Trainings
+from b3_core.told import keep_handler
 
 # Explicit everywhere: Ray listens on all interfaces, and its default differs by how it is started.
 ENVIRONMENT = {
@@ -64,7 +62,6 @@ class RaySession:
         self.started = False
         self._lock = threading.Lock()
         self._pools: dict[str, ActorPool] = {}
-        self._ending = False
         # Ray's processes die with the thread that started them (Linux's parent-death signal), and
         # tasks come and go in threads of a pool: this one stays.
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="ray")
@@ -162,10 +159,7 @@ class RaySession:
     ) -> None:
         """Run a training loop as a Ray Train job, or as several side by side.
 
-        Every worker of a job calls ``loop(config, rank=, progress=, report=, stopping=)``. A loop
-        that raises StoppedError because its process or node is to end is run again, elsewhere if
-        need be. Where this process is told to end, loops are, and are waited for
-        (``compute.grace_seconds``).
+        Every worker of a job calls ``loop(config, rank=, progress=, report=, stopping=)``.
 
         Parameters
         ----------
@@ -182,64 +176,7 @@ class RaySession:
         ray = self._open()
         keep_handler()
         self._free_actors()
-        shown = _Together(progress, len(configs))
-        boards = [ray.remote(num_cpus=0)(_Board).remote() for _ in configs]
-        jobs = [
-            _Job(board, loop, config, storage, shown.of(place))
-            for place, (board, config) in enumerate(zip(boards, configs, strict=True))
-        ]
-        try:
-            if len(jobs) == 1:  # in this thread, which Ray lets end a job at Ctrl-C
-                self._train(jobs[0])
-            else:
-                _at_once(self._train, jobs)
-        except (Exception, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # Prefect raises one of its own at SIGTERM
-            self._stop(ray, boards)
-            raise
-
-    def _train(self, job: "_Job") -> None:
-        """Run a job until its loop has ended by itself, or this process is to end."""
-        ray = self._open()
-        from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
-        from ray.train.torch import TorchTrainer  # noqa: PLC0415
-
-        while True:
-            trainer = TorchTrainer(
-                _train_worker,
-                train_loop_config={
-                    "loop": job.loop,
-                    "config": dict(job.config),
-                    "board": job.board,
-                },
-                torch_config=_noting_torch(),
-                scaling_config=ScalingConfig(
-                    num_workers=self.compute.train_workers,
-                    use_gpu=self.compute.gpus_per_worker > 0,
-                ),
-                run_config=RunConfig(
-                    storage_path=job.storage, failure_config=FailureConfig(max_failures=2)
-                ),
-            )
-            with _polled(ray, job.board, job.progress):
-                trainer.fit()
-            error = ray.get(job.board.take_error.remote())
-            if error is None:
-                return
-            if self._ending or not isinstance(error, StoppedError):
-                raise error
-
-    def _stop(self, ray: Any, boards: Sequence[Any]) -> None:
-        """Have the loops end where they can go on from, and wait for them, but not for ever."""
-        self._ending = True
-        deadline = time.monotonic() + self.compute.grace_seconds
-        with contextlib.suppress(Exception):  # a board that is gone has no loop
-            ray.get([board.stop.remote() for board in boards], timeout=5)
-            while time.monotonic() < deadline:
-                if not any(ray.get([board.running.remote() for board in boards], timeout=5)):
-                    return
-                time.sleep(0.1)
+        Trainings(ray, self.compute, storage).run(loop, configs, progress)
 
     def _free_actors(self) -> None:
         """Let go of the cores that idle actors hold: what comes next may need them all."""
@@ -285,187 +222,9 @@ def session(compute: ComputeSpec) -> Iterator[RaySession]:
             _shared.pop()
 
 
-def _at_once(work: Callable[["_Job"], None], jobs: "Sequence[_Job]") -> None:
-    """Do all jobs in threads; whoever interrupts that does not wait for them."""
-    pool = ThreadPoolExecutor(len(jobs))
-    try:
-        running = [pool.submit(work, job) for job in jobs]
-        wait(running)
-        for each in running:
-            each.result()
-    finally:
-        pool.shutdown(wait=False)
-
-
-class _Together:
-    """Tells how far several jobs are as one."""
-
-    def __init__(self, progress: Progress, jobs: int) -> None:
-        self._progress = progress
-        self._state: list[tuple[int, int]] = [(0, 0)] * jobs
-        self._lock = threading.Lock()
-
-    def of(self, job: int) -> Progress:
-        """Return what one job tells its progress to."""
-
-        def told(done: int, total: int) -> None:
-            with self._lock:
-                self._state[job] = (done, total)
-                known = [state for state in self._state if state[1]]
-                # Jobs that have said nothing yet are taken to be as long as those that have.
-                whole = sum(total for _, total in known) * len(self._state) // len(known)
-                self._progress(sum(done for done, _ in known), whole)
-
-        return told
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A training to run, and the actor that its workers and this process tell one another by."""
-
-    board: Any
-    loop: Callable[..., None]
-    config: Mapping[str, Any]
-    storage: str
-    progress: Progress
-
-
-class _Board:
-    """An actor that remembers how far a remote job is, why it gave up, and whether it is to end."""
-
-    def __init__(self) -> None:
-        self._state = (0, 0)
-        self._error: B3Error | None = None
-        self._running = self._stopping = False
-
-    def set(self, done: int, total: int) -> None:
-        self._state = (done, total)
-
-    def get(self) -> tuple[int, int]:
-        return self._state
-
-    def fail(self, error: B3Error) -> None:
-        self._error = error
-
-    def take_error(self) -> B3Error | None:
-        error, self._error = self._error, None
-        return error
-
-    def run(self, running: bool) -> None:
-        self._running = running
-
-    def running(self) -> bool:
-        return self._running
-
-    def stop(self) -> None:
-        self._stopping = True
-
-    def stopping(self) -> bool:
-        return self._stopping
-
-
 def _result(ray: Any, reference: Any) -> Any:
     """Wait for a remote call; what it raised is raised here as itself, without Ray's wrapping."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
-
-
-@contextlib.contextmanager
-def _polled(ray: Any, board: Any, progress: Progress) -> Iterator[None]:
-    ended = threading.Event()
-
-    def poll() -> None:
-        while not ended.wait(0.5):
-            with contextlib.suppress(Exception):  # progress is a courtesy, never a failure
-                done, total = ray.get(board.get.remote(), timeout=5)
-                if total:
-                    progress(done, total)
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=10)
-
-
-def _train_worker(handed: dict[str, Any]) -> None:
-    """Call the training loop inside a worker of Ray Train."""
-    import ray.train  # noqa: PLC0415
-
-    board = handed["board"]
-
-    def progress(done: int, total: int) -> None:
-        board.set.remote(done, total)
-
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    if rank == 0:
-        ray.get(board.run.remote(True))
-    try:
-        with _heeding(ray, board) as stopping:
-            handed["loop"](
-                handed["config"],
-                rank=rank,
-                progress=progress,
-                report=ray.train.report,
-                stopping=stopping,
-            )
-    except B3Error as error:
-        # Trying again would fail again. A lone worker ends its job here; in a group the others
-        # wait for this one, so Ray must tear all of them down. But all stop together.
-        ray.get(board.fail.remote(error))
-        if context.get_world_size() > 1 and not isinstance(error, StoppedError):
-            raise
-    finally:
-        if rank == 0:
-            ray.get(board.run.remote(False))
-
-
-@contextlib.contextmanager
-def _heeding(ray: Any, board: Any) -> Iterator[Callable[[], bool]]:
-    """Yield what says whether this worker is to end: its process, its node, or the whole run."""
-    from ray.train.v2._internal.execution.context import get_train_context  # noqa: PLC0415
-
-    told, ended = threading.Event(), threading.Event()
-
-    def ask() -> None:
-        while not (told.is_set() or ended.wait(0.5)):
-            with contextlib.suppress(Exception):
-                if ray.get(board.stopping.remote(), timeout=5):
-                    told.set()
-
-    # ray.train.get_preemption_info, but without its round trip that all workers must make together:
-    # a step would wait for it.
-    node = get_train_context().preemption_context
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    try:
-        yield lambda: told.is_set() or is_told() or node.preemption_info is not None
-    finally:
-        ended.set()
-        thread.join(timeout=10)
-
-
-def _noting_torch() -> Any:
-    """Return Ray Train's set-up of torch, with workers that note SIGTERM.
-
-    A training runs in a thread of its worker; handlers of signals are set in the main one, where a
-    backend's own set-up runs.
-    """
-    from ray.train.torch.config import TorchConfig, _TorchBackend  # noqa: PLC0415
-
-    class Backend(_TorchBackend):  # type: ignore[misc]
-        def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
-            super().on_training_start(worker_group, backend_config)
-            worker_group.execute(note_sigterm)
-
-    class Config(TorchConfig):  # type: ignore[misc]
-        @property
-        def backend_cls(self) -> type:
-            return Backend
-
-    return Config()

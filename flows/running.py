@@ -98,9 +98,8 @@ def run_command(
     console = Console(stderr=True)
     reporter = TerminalReporter(console)
     reporting.use(reporter)
-    signal.signal(signal.SIGTERM, _told_to_end)
     try:
-        with _stdout_kept_clean() as stdout:
+        with _sigterm_raised(), _stdout_kept_clean() as stdout:
             with reporter.live():
                 outcome = work()
             spec = outcome.pop("spec", None)
@@ -129,8 +128,18 @@ class _ToldToEnd(BaseException):
     """SIGTERM came, and what was to be kept is kept."""
 
 
-def _told_to_end(number: int, frame: FrameType | None) -> None:
-    raise _ToldToEnd  # inside a flow after Prefect's own handler, which calls this one last
+@contextlib.contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """Raise SIGTERM as _ToldToEnd; inside a flow Prefect's own handler comes first."""
+
+    def told(number: int, frame: FrameType | None) -> None:
+        raise _ToldToEnd
+
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, Any]:

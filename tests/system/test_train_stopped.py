@@ -92,16 +92,19 @@ def training(config, prefect_home):
 
     def busy():
         assert process.poll() is None, process.communicate()
-        below = psutil.Process(process.pid).children(recursive=True)
-        workers = [each for each in below if "RayTrainWorker" in " ".join(each.cmdline())]
-        # Getting ready takes some ten seconds of a core, each training some thirty.
-        return next((each for each in workers if sum(each.cpu_times()[:2]) > 14), None)
+        for each in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # gone meanwhile
+                worker = "RayTrainWorker" in " ".join(each.cmdline())
+                # Getting ready takes some ten seconds of a core, each training some thirty.
+                if worker and sum(each.cpu_times()[:2]) > 14:
+                    return each
+        return None
 
     try:
         yield process, wait_for(busy, 280)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def kept_steps(store):
