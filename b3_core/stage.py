@@ -86,6 +86,17 @@ def run_stages(root: str, stages: Sequence["Stage"]) -> None:
         stage.run(store)
 
 
+class Maker:
+    """Makes stages of one store, one after another: the body of a warm Ray actor."""
+
+    def __init__(self, root: str) -> None:
+        self.store = ArtifactStore(root)
+
+    def make(self, stage: "Stage") -> None:
+        """Make a stage's artifact, unless it is there."""
+        stage.run(self.store)
+
+
 class Past:
     """What a store holds of earlier runs; each folder is listed once."""
 

@@ -39,7 +39,14 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
         if unjudged:
             with gpu_turn(spec.compute), reporting.step("evaluate") as progress:
                 futures = [
-                    evaluate_student.submit(evaluation, ray, store.root, arm=arm, seed=seed)
+                    evaluate_student.submit(
+                        evaluation,
+                        ray,
+                        store.root,
+                        arm=arm,
+                        seed=seed,
+                        one_thread=evaluation.student.one_thread,
+                    )
                     for (arm, seed), evaluation in unjudged.items()
                 ]
                 for done, future in enumerate(as_completed(futures), start=1):
