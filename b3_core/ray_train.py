@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,16 +56,24 @@ class Trainings:
             _Job(board.remote(), loop, config, shown.of(place))
             for place, config in enumerate(configs)
         ]
+        pool = ThreadPoolExecutor(len(jobs))
+        running: list[Future[None]] = []
         try:
             if len(jobs) == 1:  # in this thread, which Ray lets end a job at Ctrl-C
                 self._train(jobs[0])
             else:
-                _at_once(self._train, jobs)
+                running += [pool.submit(self._train, job) for job in jobs]
+                wait(running)
+            for each in running:
+                each.result()
         except (Exception, KeyboardInterrupt, SystemExit):
             raise
         except BaseException:
             self._stop([job.board for job in jobs])
+            wait(running, timeout=10)  # what asks Ray for anything after its end starts it anew
             raise
+        finally:
+            pool.shutdown(wait=False)
 
     def _train(self, job: "_Job") -> None:
         """Run a job until its loop has ended by itself, or this process is to end."""
@@ -108,18 +116,6 @@ class Trainings:
                 if not any(self._ray.get(running, timeout=5)):
                     return
                 time.sleep(0.1)
-
-
-def _at_once(work: Callable[["_Job"], None], jobs: "Sequence[_Job]") -> None:
-    """Do all jobs in threads; whoever interrupts that does not wait for them."""
-    pool = ThreadPoolExecutor(len(jobs))
-    try:
-        running = [pool.submit(work, job) for job in jobs]
-        wait(running)
-        for each in running:
-            each.result()
-    finally:
-        pool.shutdown(wait=False)
 
 
 class _Together:
