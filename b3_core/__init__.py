@@ -1,6 +1,7 @@
 """B3 batch mining: pairs in, batches full of in-batch negatives out.
 
-Numbers in, numbers out: no Prefect here, Ray in ``ray_session`` alone, files through ``store``.
+Numbers in, numbers out: no Prefect here, Ray in ``ray_session`` and ``ray_train`` alone, files
+through ``store``.
 The pipeline, stage by stage, each an artifact in the store (N rows, M = p + m ranks, K rows a
 community, B rows a batch)::
 

@@ -3,13 +3,14 @@
     folder of the trainer -> artifact <dataset>/checkpoint/<student and step> -> note: the last one
     a new start           -> note -> artifact -> folder
 
-A checkpoint is whole or absent and hashed like everything else in the store. Which is the last is
-in a note: if that is lost, training begins anew, and ends with the same student.
+A checkpoint is whole or absent and hashed like everything else in the store. It is kept now and
+then, and at once where a training is told to end. Which is the last is in a note: if that is lost,
+training begins anew, and ends with the same student.
 """
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +31,14 @@ class Checkpoints:
         Where the student will be when it is trained.
     seconds
         How long to train between two.
+    stopping
+        Says whether the training is to end now, and to keep the step it is at. Asked once a step.
     """
 
     store: ArtifactStore
     student: Address
     seconds: float
+    stopping: Callable[[], bool] = lambda: False
 
     @contextlib.contextmanager
     def last(self) -> Iterator[Path | None]:

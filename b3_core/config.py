@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from b3_core.errors import InputError
 
 Task = Literal["retrieval", "grounding", "vqa", "classification"]
-ArmName = Literal["random", "paper", "paper-curriculum", "b3", "b3++"]
+ArmName = Literal["random", "same-dataset", "paper", "paper-curriculum", "b3", "b3++"]
 
 #: Hard negatives a query of the arm b3++ (arXiv 2505.11293).
 HARD_NEGATIVES = 5
@@ -339,10 +339,11 @@ class BatchSpec(Spec):
         description="Hard negatives a query, shared by its batch (B3++: 5); none in batches of a "
         "classification, where no row has a window.",
     )
-    mixing: Literal["proportional", "round-robin", "weighted"] = Field(
+    mixing: Literal["proportional", "round-robin", "weighted", "across"] = Field(
         "proportional",
         description="Order of the datasets' batches in an epoch: shuffled; in turn while they "
-        "last; or drawn by the datasets' weights while they last.",
+        "last; or drawn by the datasets' weights while they last. Or across: each batch is drawn "
+        "at random over the rows of all datasets.",
     )
 
     @property
@@ -386,6 +387,11 @@ class BatchSpec(Spec):
             raise ValueError(f"the phases last {total:g} epochs, not a whole number")
         if self.curriculum[0].refresh:
             raise ValueError("the first phase cannot refresh: there is no student yet to mine with")
+        if self.mixing == "across" and any(phase.random_share < 1 for phase in self.curriculum):
+            raise ValueError(
+                "batches across datasets are random ones: mixing: across needs random_share: 1 in "
+                "every phase"
+            )
         for leg in self.legs:
             if abs(leg.epochs - sum(phase.epochs for phase in leg.curriculum)) > _SLIVER:
                 raise ValueError("a phase that refreshes starts inside an epoch, not at its start")
@@ -560,6 +566,12 @@ class ComputeSpec(Spec):
     checkpoint_minutes: float = Field(
         10, gt=0, description="How long a training runs before it is kept for one that goes on."
     )
+    grace_seconds: float = Field(
+        20,
+        ge=0,
+        description="How long a run that is told to end (SIGTERM) waits for its trainings to keep "
+        "the step they are at.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: half the memory."
     )
@@ -659,9 +671,11 @@ class PipelineSpec(Spec):
         An arm of ``arms`` that is not just a name is CONFIG's own with its keys changed.
 
         ``b3++`` is ``b3`` with hard negatives, five a query unless CONFIG says how many.
-        ``random`` shuffles rows. ``paper`` is the published recipe: the mutual graph, METIS at its
-        defaults, no swaps, no curriculum (arXiv 2505.11293, section 4). ``paper-curriculum`` is
-        the same with CONFIG's curriculum, to tell the worth of either.
+        ``random`` shuffles the rows of all datasets, which is what is done by default;
+        ``same-dataset`` the rows of each, so that the worth of mining is told from that of batches
+        of one dataset. Of a single dataset both are the same. ``paper`` is the published recipe:
+        the mutual graph, METIS at its defaults, no swaps, no curriculum (arXiv 2505.11293, section
+        4). ``paper-curriculum`` is the same with CONFIG's curriculum, to tell the worth of either.
         """
         for own in self.arms:
             if isinstance(own, ArmSpec) and own.name == name:
@@ -670,13 +684,17 @@ class PipelineSpec(Spec):
                     BatchSpec.model_validate(self.batches.model_dump() | own.batches),
                 )
         everywhere = float(self.batches.epochs)
-        if name == "random":
-            at_random = (Phase(epochs=everywhere, random_share=1),)
+        if name in ("random", "same-dataset"):
+            at_random: dict[str, Any] = {
+                "curriculum": (Phase(epochs=everywhere, random_share=1),),
+            }
+            if name == "random" and len(self.datasets) > 1:
+                at_random["mixing"] = "across"
             return (
                 self.mining.model_copy(
                     update={"partitioner": "random", "swap_rounds": 0, "evenness": 0.0}
                 ),
-                self.batches.model_copy(update={"curriculum": at_random}),
+                self.batches.model_copy(update=at_random),
             )
         if name.startswith("paper"):
             paper = {

@@ -44,6 +44,10 @@ class CorruptArtifactError(B3Error, OSError):
     """Stored bytes are not the bytes that were recorded (exit code 1)."""
 
 
+class StoppedError(B3Error):
+    """Work ended early because it was told to, and goes on where it stopped (exit code 1)."""
+
+
 class UnreachableError(B3Error, OSError):
     """The store did not do what it was asked, though asked again and again (exit code 1)."""
 

@@ -6,7 +6,7 @@ ManifestOf (arm, seed) -> Student -> Evaluation
 import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -40,6 +40,8 @@ class Student(Stage):
     """Which part of the whole training this is."""
     compute: ComputeSpec = field(default_factory=ComputeSpec, compare=False)
     """How it is trained; no part of what it is."""
+    stopping: Callable[[], bool] | None = field(default=None, compare=False)
+    """Says in the process that trains it whether it is to end early."""
     name: ClassVar[str] = "student"
     # train's own version would import torch here; bump this one with it.
     version: ClassVar[int] = 1000 * packaged.VERSION + 4
@@ -121,7 +123,8 @@ class Student(Stage):
 
     def checkpoints(self, store: ArtifactStore) -> Checkpoints:
         """Return where its training keeps what it has got so far."""
-        return Checkpoints(store, self.address, seconds=60 * self.compute.checkpoint_minutes)
+        stopping = self.stopping or (lambda: False)
+        return Checkpoints(store, self.address, 60 * self.compute.checkpoint_minutes, stopping)
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         from b3_core.train import train_student  # noqa: PLC0415 - imports torch
@@ -169,6 +172,7 @@ def train_loop(
     rank: int,
     progress: Progress,
     report: Callable[[dict[str, Any]], None],
+    stopping: Callable[[], bool],
 ) -> None:
     """Train several students in one worker group, skipping those that are done.
 
@@ -180,11 +184,19 @@ def train_loop(
         This worker's place in the group; worker 0 publishes.
     report
         Told the counts of every student that is finished, by all workers.
+    stopping
+        Says whether this worker is to end early.
+
+    Raises
+    ------
+    StoppedError
+        It was to, and did; the student it was at goes on from there.
     """
     store = ArtifactStore(config["root"])
     # Decided once, by all workers alike: one that skipped a student would leave the others waiting.
     students = missing(config["students"], store)
-    for place, student in enumerate(students):
+    for place, found in enumerate(students):
+        student = replace(found, stopping=stopping)
         step = _nested(progress, place, len(students)) if rank == 0 else silent
         if rank == 0:
             counts = dict(student.run(store, step).counts)

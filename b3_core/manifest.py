@@ -5,8 +5,9 @@ Files of a manifest artifact:
 ``batches-00000.parquet``, ``batches-00001.parquet``, ...
     A line a slot, sorted by (epoch, batch, slot): ``epoch, batch, slot, dataset, row, row_id, key,
     community, negatives``. ``batch`` counts through all epochs; ``row`` is the position in the
-    dataset's pairs table, ``row_id`` in its source. ``community`` is -1 where rows were drawn at
-    random, and else numbered in the communities that the epoch uses (``variant_of_epoch`` in the
+    dataset's pairs table, ``row_id`` in its source. A batch has one ``dataset``, unless
+    ``settings.batches.mixing`` in the head is ``across``. ``community`` is -1 where rows were drawn
+    at random, and else numbered in the communities that the epoch uses (``variant_of_epoch`` in the
     head). ``negatives`` are rows of the same dataset, -1 where the batch's windows hold no more.
     Files and their row groups hold whole batches, as many each as ``layout`` in the head says: any
     batch is found without a look at the others (:mod:`b3_core.stream`). Pages carry a CRC-32.
@@ -101,7 +102,7 @@ class Manifest:
 
     @property
     def datasets(self) -> list[str]:
-        """Names of the datasets, in the order of ``plan.dataset_S``."""
+        """Names of the datasets, in the order of ``plan.dataset_SB``."""
         return [entry["name"] for entry in self.head["datasets"]]
 
     def save(self, draft: Draft, pairs: Sequence[PairTable]) -> None:
@@ -128,18 +129,16 @@ class Manifest:
         every = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs])
         part = slice(batches.start, batches.stop)
         row_SB = self.plan.row_SB[part]
-        dataset_S, negative_SBH = self.plan.dataset_S[part], self.negatives.row_SBH[part]
+        dataset_SB, negative_SBH = self.plan.dataset_SB[part], self.negatives.row_SBH[part]
         size, each = row_SB.shape[1], negative_SBH.shape[2]
         offset = np.concatenate([[0], np.cumsum([len(table) for table in pairs])])
-        named = every.take(pa.array((row_SB + offset[dataset_S][:, None]).ravel()))
+        named = every.take(pa.array((row_SB + offset[dataset_SB]).ravel()))
         names = pa.array([table.dataset for table in pairs])
         columns = [
             np.repeat(self.plan.epoch_S[part], size),
             np.repeat(np.arange(batches.start, batches.stop, dtype=np.int32), size),
             np.tile(np.arange(size, dtype=np.int32), len(batches)),
-            pa.DictionaryArray.from_arrays(
-                pa.array(np.repeat(dataset_S, size).astype(np.int8)), names
-            ),
+            pa.DictionaryArray.from_arrays(pa.array(dataset_SB.ravel().astype(np.int8)), names),
             row_SB.ravel(),
             named["row_id"].combine_chunks(),
             named["key"].combine_chunks(),
@@ -197,10 +196,11 @@ class Manifest:
             )
         to_index = np.array([index[name] for name in known], np.int16)
         dataset_SB = to_index[dataset.indices.to_numpy()].reshape(-1, size)
-        _check_slots(artifact.uri, column, dataset_SB)
+        across = head["settings"]["batches"]["mixing"] == "across"
+        _check_slots(artifact.uri, column, None if across else dataset_SB)
         plan = BatchPlan(
             row_SB=column("row"),
-            dataset_S=dataset_SB[:, 0],
+            dataset_SB=dataset_SB,
             epoch_S=column("epoch")[:, 0],
             community_SB=column("community"),
             left_out=np.column_stack([left[name].to_numpy() for name in _LEFT_OUT.names]),
@@ -323,8 +323,8 @@ def _verify(artifact: Artifact, upstream: _Upstream) -> dict[str, Any]:
     for d, entry in enumerate(head["datasets"]):
         for variant, fingerprint in enumerate(entry["communities"]):
             communities = upstream.get(Address(entry["name"], "communities", fingerprint))
-            mine_S = (plan.dataset_S == d) & (variant_of[plan.epoch_S] == variant)
-            _check_communities(plan, mine_S, Partition.load(communities).label_N, artifact.uri)
+            slot_SB = plan.slots_of(d, variant_of[plan.epoch_S] == variant)
+            _check_communities(plan, slot_SB, Partition.load(communities).label_N, artifact.uri)
         _check_drawn(plan, d, BatchSpec(**head["settings"]["batches"]), artifact.uri)
     for name, batches in Layout(**head["layout"]).files(len(plan.row_SB)):
         stored, expected = pq.read_table(artifact.path(name)), manifest._slots(batches, tables)
@@ -403,16 +403,17 @@ def _nulls_in_lists(lists: pa.ChunkedArray) -> int:
     return sum(chunk.flatten().null_count for chunk in lists.chunks)
 
 
-def _check_slots(where: str, column: Any, dataset_SB: npt.NDArray[np.int16]) -> None:
-    """Check that lines are in order, and that a batch has one epoch and one dataset."""
+def _check_slots(where: str, column: Any, dataset_SB: npt.NDArray[np.int16] | None) -> None:
+    """Check that lines are in order, and that a batch has one epoch and, if given, one dataset."""
     epoch_SB = column("epoch")
     batches, size = epoch_SB.shape
     wrong = {
         "is where another should be": column("batch") != np.arange(batches)[:, None],
         "has its slots out of order": column("slot") != np.arange(size),
         "is of several epochs": epoch_SB != epoch_SB[:, :1],
-        "has rows of several datasets": dataset_SB != dataset_SB[:, :1],
     }
+    if dataset_SB is not None:
+        wrong["has rows of several datasets"] = dataset_SB != dataset_SB[:, :1]
     for what, wrong_SB in wrong.items():
         if wrong_SB.any():
             batch = np.flatnonzero(wrong_SB.any(axis=1))[0]
@@ -438,15 +439,14 @@ def _check_negatives(manifest: Manifest, upstream: _Upstream, tables: Sequence[P
 
 
 def _check_communities(
-    plan: BatchPlan, mine_S: npt.NDArray[np.bool_], label_N: npt.NDArray[np.int32], where: str
+    plan: BatchPlan, slot_SB: npt.NDArray[np.bool_], label_N: npt.NDArray[np.int32], where: str
 ) -> None:
-    community_SB = plan.community_SB[mine_S]
-    wrong_SB = (label_N[plan.row_SB[mine_S]] != community_SB) & (community_SB >= 0)
-    wrong_S = np.flatnonzero(wrong_SB.any(axis=1))
-    if wrong_S.size:
-        batch = np.flatnonzero(mine_S)[wrong_S[0]]
+    community_X = plan.community_SB[slot_SB]
+    wrong_X = (label_N[plan.row_SB[slot_SB]] != community_X) & (community_X >= 0)
+    if wrong_X.any():
         raise CorruptArtifactError(
-            f"{where}: batch {batch} names a community that its rows are not in",
+            f"{where}: batch {_batch_of(slot_SB, wrong_X)} names a community that its rows are "
+            "not in",
             remedy="mine again",
         )
 
@@ -459,23 +459,27 @@ def _check_drawn(plan: BatchPlan, dataset: int, batching: BatchSpec, where: str)
     left_LX = plan.left_out[plan.left_out[:, 1] == dataset]
     for epoch, segments in enumerate(batching.segments()):
         shares = {phase.random_share for _, phase in segments}
-        mine_S = (plan.epoch_S == epoch) & (plan.dataset_S == dataset)
-        drawn_SB = plan.community_SB[mine_S] == -1
+        slot_SB = plan.slots_of(dataset, plan.epoch_S == epoch)
+        drawn_X = plan.community_SB[slot_SB] == -1
         if shares == {1.0}:
-            wrong_SB = ~drawn_SB
+            wrong_X = ~drawn_X
         elif shares == {0.0}:
             before_L = left_LX[left_LX[:, 0] == epoch - 1, 2]
-            wrong_SB = drawn_SB & ~np.isin(plan.row_SB[mine_S], before_L)
+            wrong_X = drawn_X & ~np.isin(plan.row_SB[slot_SB], before_L)
         else:
             continue
-        wrong_S = np.flatnonzero(wrong_SB.any(axis=1))
-        if wrong_S.size:
+        if wrong_X.any():
             raise CorruptArtifactError(
-                f"{where}: batch {np.flatnonzero(mine_S)[wrong_S[0]]} "
+                f"{where}: batch {_batch_of(slot_SB, wrong_X)} "
                 f"{'has a community' if shares == {1.0} else 'lacks a community'}",
                 expected=f"random_share {shares.pop():g} in epoch {epoch}",
                 remedy="mine again",
             )
+
+
+def _batch_of(slot_SB: npt.NDArray[np.bool_], wrong_X: npt.NDArray[np.bool_]) -> int:
+    """Return the batch of the first wrong one of the slots looked at."""
+    return int(np.nonzero(slot_SB)[0][wrong_X.argmax()])
 
 
 def _verify_lineage(upstream: _Upstream, head: dict[str, Any], where: str) -> int:

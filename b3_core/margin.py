@@ -63,26 +63,16 @@ class PositiveMargin:
         row_BH, group_BX = self.slots.rows(every), self.slots.groups(every)
         group_C = group_BX.T.ravel()
         masked_bC = (group_BX[own_b, :1] == group_C) | (group_C == NOBODY)
-        start = int(self.slots.start_S[batch[0]])
-        masked_bC |= self._too_near(own_b, row_BH - start, start, columns=group_BX.shape[1])
+        masked_bC |= self._too_near(own_b, row_BH, columns=group_BX.shape[1])
         masked_bC[np.arange(len(own_b)), own_b] = False
         return np.asarray(~masked_bC)
 
     def _too_near(
-        self,
-        own_b: npt.NDArray[np.int64],
-        row_BH: npt.NDArray[np.int64],
-        start: int,
-        *,
-        columns: int,
+        self, own_b: npt.NDArray[np.int64], row_BH: npt.NDArray[np.int64], *, columns: int
     ) -> npt.NDArray[np.bool_]:
-        """Return which candidates score above the share of the own positive's score, b x C.
-
-        Rows are those of the table that begins at position ``start``.
-        """
-        query_ND, positive_ND = self._vectors_at[start]
-        query_bD = query_ND[row_BH[own_b, 0]].astype(np.float32)
-        near = [query_bD @ positive_ND[row_B].astype(np.float32).T for row_B in row_BH.T]
+        """Return which candidates score above the share of the own positive's score, b x C."""
+        query_bD = self._gathered(self.query_of, row_BH[own_b, 0])
+        near = [query_bD @ self._gathered(self.positive_of, row_B).T for row_B in row_BH.T]
         own = near[0][np.arange(len(own_b)), own_b]
         limit_b1 = np.where(own > 0, self.share * own, np.inf)[:, None]
         above = [score_bB > limit_b1 for score_bB in near]
@@ -90,8 +80,18 @@ class PositiveMargin:
             above.insert(1, np.zeros_like(above[0]))
         return np.concatenate(above, axis=1)
 
+    def _gathered(
+        self, vectors_of: Sequence[Vectors], position_X: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Return the vectors at positions in all tables, one after another: float32, X x D."""
+        table_X = np.searchsorted(self._start_T, position_X, side="right") - 1
+        found_XD = np.empty((len(position_X), vectors_of[0].shape[1]), np.float32)
+        for table in np.unique(table_X):
+            mine_X = table_X == table
+            found_XD[mine_X] = vectors_of[table][position_X[mine_X] - self._start_T[table]]
+        return found_XD
+
     @cached_property
-    def _vectors_at(self) -> dict[int, tuple[Vectors, Vectors]]:
-        """Where a table begins -> its vectors."""
-        start_T = np.cumsum([0, *(len(part) for part in self.query_of)])[:-1].tolist()
-        return dict(zip(start_T, zip(self.query_of, self.positive_of, strict=True), strict=True))
+    def _start_T(self) -> npt.NDArray[np.int64]:
+        """Position that each table begins at."""
+        return np.cumsum([0, *(len(part) for part in self.query_of)])[:-1]

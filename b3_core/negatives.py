@@ -10,6 +10,9 @@ Every negative of a batch is contrasted with every query of it, so all come from
 Pr(j) proportional to how many members' windows hold j. A negative is a row of the batch's dataset
 whose positive serves; the positives of one group are interchangeable, and count once a batch.
 
+Where a batch has rows of several datasets, each dataset's are a batch of their own here: their
+negatives come from their windows.
+
 Legend: N rows, M ranks, G groups, S batches, B rows of a batch (its members), H negatives a query,
 X entries or slots of a batch.
 """
@@ -22,7 +25,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from b3_core.batches import BatchPlan, Rows
+from b3_core.batches import BatchPlan
+from b3_core.deal import Rows
 from b3_core.neighbours import RankTable
 
 VERSION = 1
@@ -41,7 +45,7 @@ class Negatives:
     """
 
     row_SBH: Rows
-    """Rows of the batch's own dataset; -1 where the windows of the batch hold no more."""
+    """Rows of the slot's own dataset; -1 where the windows of the batch hold no more."""
 
     def __post_init__(self) -> None:
         if self.row_SBH.ndim != 3 or self.row_SBH.dtype != np.int32:
@@ -83,10 +87,12 @@ class Negatives:
             raise ValueError(f"negatives {self.row_SBH.shape}, but batches {plan.row_SB.shape}")
         pools = _pools(plan, ranks=ranks, group_of=group_of, p_of=p_of, m=m)
         for s, (member_B, row_BH) in enumerate(zip(plan.row_SB, self.row_SBH, strict=True)):
-            fault = pools[plan.dataset_S[s]].fault(member_B, row_BH)
-            if fault is not None:
-                (b, h), what = fault
-                raise ValueError(f"batch {s}, slot {b}, negative {h}: {what}")
+            for dataset in np.unique(plan.dataset_SB[s]):
+                part_b = np.flatnonzero(plan.dataset_SB[s] == dataset)
+                fault = pools[dataset].fault(member_B[part_b], row_BH[part_b])
+                if fault is not None:
+                    (b, h), what = fault
+                    raise ValueError(f"batch {s}, slot {part_b[b]}, negative {h}: {what}")
 
 
 def draw_negatives(
@@ -137,7 +143,9 @@ def draw_negatives(
     row_SBH = np.full((*plan.row_SB.shape, h), -1, np.int32)
     if h:
         for s, member_B in enumerate(plan.row_SB):
-            row_SBH[s] = pools[plan.dataset_S[s]].draw(member_B, h, rng=rng)
+            for dataset in np.unique(plan.dataset_SB[s]):
+                part_b = np.flatnonzero(plan.dataset_SB[s] == dataset)
+                row_SBH[s, part_b] = pools[dataset].draw(member_B[part_b], h, rng=rng)
     return Negatives(row_SBH)
 
 
@@ -157,12 +165,16 @@ def _pools(
         else _Pool(np.empty((len(group_N), 0), np.int32), group_N, 0, 0)
         for table, group_N, p in zip(ranks, group_of, p_of, strict=True)
     ]
-    for s, (dataset, member_B) in enumerate(zip(plan.dataset_S, plan.row_SB, strict=True)):
-        if not 0 <= dataset < len(pools):
-            raise ValueError(f"batch {s} is of none of the {len(pools)} datasets")
-        rows = len(pools[dataset].group_N)
-        if member_B.min(initial=0) < 0 or member_B.max(initial=-1) >= rows:
-            raise ValueError(f"batch {s} has a row that is none of its dataset's {rows}")
+    strange_SB = (plan.dataset_SB < 0) | (plan.dataset_SB >= len(pools))
+    if strange_SB.any():
+        batch = strange_SB.any(axis=1).argmax()
+        raise ValueError(f"batch {batch} is of none of the {len(pools)} datasets")
+    rows_SB = np.array([len(pool.group_N) for pool in pools])[plan.dataset_SB]
+    beyond_SB = (plan.row_SB < 0) | (plan.row_SB >= rows_SB)
+    if beyond_SB.any():
+        batch = beyond_SB.any(axis=1).argmax()
+        rows = rows_SB[beyond_SB][0]
+        raise ValueError(f"batch {batch} has a row that is none of its dataset's {rows}")
     return pools
 
 

@@ -36,7 +36,7 @@ def describe(
     Parameters
     ----------
     made
-        Communities, or all epochs' batches of one dataset.
+        Communities, or all epochs' batches: partners are of the same dataset.
     ranks, p, m
         The window is ranks [p, p + m).
     group_N
@@ -125,9 +125,10 @@ def _labels(made: Partition | BatchPlan, rows: int, dataset: int) -> Iterator[La
         yield made.label_N
         return
     for epoch in np.unique(made.epoch_S):
-        row_SB = made.row_SB[(made.epoch_S == epoch) & (made.dataset_S == dataset)]
+        slot_SB = made.slots_of(dataset, made.epoch_S == epoch)
+        batch_S = np.cumsum(slot_SB.any(axis=1)) - 1  # those that hold rows of the dataset
         label_N = np.full(rows, -1, np.int32)
-        label_N[row_SB] = np.arange(len(row_SB))[:, None]
+        label_N[made.row_SB[slot_SB]] = batch_S[np.nonzero(slot_SB)[0]]
         yield label_N
 
 

@@ -1,4 +1,4 @@
-"""The only module that starts or joins Ray.
+"""The only module that starts or joins Ray; its training jobs are in :mod:`b3_core.ray_train`.
 
 Ray is opened late: a session that finds all its work done never pays for it. ``RAY_ADDRESS``
 joins a cluster; without it a private one is started and ended with the session.
@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from b3_core.config import ComputeSpec
-from b3_core.errors import B3Error
 from b3_core.progress import Progress, silent
+from b3_core.ray_train import Trainings
+from b3_core.told import keep_handler
 
 # Explicit everywhere: Ray listens on all interfaces, and its default differs by how it is started.
 ENVIRONMENT = {
@@ -158,7 +159,7 @@ class RaySession:
     ) -> None:
         """Run a training loop as a Ray Train job, or as several side by side.
 
-        Every worker of a job calls ``loop(config, rank=, progress=, report=)``.
+        Every worker of a job calls ``loop(config, rank=, progress=, report=, stopping=)``.
 
         Parameters
         ----------
@@ -172,48 +173,10 @@ class RaySession:
         B3Error
             What the loop raised on purpose; anything else as Ray reports it, after retries.
         """
-        self._open()
-        self._free_actors()
-        shown = _Together(progress, len(configs))
-        if len(configs) == 1:  # in this thread, which Ray lets end a job at Ctrl-C
-            self._train(loop, configs[0], storage, shown.of(0))
-            return
-        with ThreadPoolExecutor(len(configs)) as pool:
-            jobs = [
-                pool.submit(self._train, loop, config, storage, shown.of(place))
-                for place, config in enumerate(configs)
-            ]
-        for job in jobs:
-            job.result()
-
-    def _train(
-        self,
-        loop: Callable[..., None],
-        config: Mapping[str, Any],
-        storage: str,
-        progress: Progress,
-    ) -> None:
         ray = self._open()
-        from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
-        from ray.train.torch import TorchTrainer  # noqa: PLC0415
-
-        board = ray.remote(num_cpus=0)(_Board).remote()
-        trainer = TorchTrainer(
-            _train_worker,
-            train_loop_config={"loop": loop, "config": dict(config), "board": board},
-            scaling_config=ScalingConfig(
-                num_workers=self.compute.train_workers,
-                use_gpu=self.compute.gpus_per_worker > 0,
-            ),
-            run_config=RunConfig(
-                storage_path=storage, failure_config=FailureConfig(max_failures=2)
-            ),
-        )
-        with _polled(ray, board, progress):
-            trainer.fit()
-        error = ray.get(board.error.remote())
-        if error is not None:
-            raise error
+        keep_handler()
+        self._free_actors()
+        Trainings(ray, self.compute, storage).run(loop, configs, progress)
 
     def _free_actors(self) -> None:
         """Let go of the cores that idle actors hold: what comes next may need them all."""
@@ -259,94 +222,9 @@ def session(compute: ComputeSpec) -> Iterator[RaySession]:
             _shared.pop()
 
 
-class _Together:
-    """Tells how far several jobs are as one."""
-
-    def __init__(self, progress: Progress, jobs: int) -> None:
-        self._progress = progress
-        self._state: list[tuple[int, int]] = [(0, 0)] * jobs
-        self._lock = threading.Lock()
-
-    def of(self, job: int) -> Progress:
-        """Return what one job tells its progress to."""
-
-        def told(done: int, total: int) -> None:
-            with self._lock:
-                self._state[job] = (done, total)
-                known = [state for state in self._state if state[1]]
-                # Jobs that have said nothing yet are taken to be as long as those that have.
-                whole = sum(total for _, total in known) * len(self._state) // len(known)
-                self._progress(sum(done for done, _ in known), whole)
-
-        return told
-
-
-class _Board:
-    """An actor that remembers how far a remote job is, and why it gave up."""
-
-    def __init__(self) -> None:
-        self._state = (0, 0)
-        self._error: B3Error | None = None
-
-    def set(self, done: int, total: int) -> None:
-        self._state = (done, total)
-
-    def get(self) -> tuple[int, int]:
-        return self._state
-
-    def fail(self, error: B3Error) -> None:
-        self._error = error
-
-    def error(self) -> B3Error | None:
-        return self._error
-
-
 def _result(ray: Any, reference: Any) -> Any:
     """Wait for a remote call; what it raised is raised here as itself, without Ray's wrapping."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
-
-
-@contextlib.contextmanager
-def _polled(ray: Any, board: Any, progress: Progress) -> Iterator[None]:
-    ended = threading.Event()
-
-    def poll() -> None:
-        while not ended.wait(0.5):
-            with contextlib.suppress(Exception):  # progress is a courtesy, never a failure
-                done, total = ray.get(board.get.remote(), timeout=5)
-                if total:
-                    progress(done, total)
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=10)
-
-
-def _train_worker(handed: dict[str, Any]) -> None:
-    """Call the training loop inside a worker of Ray Train."""
-    import ray.train  # noqa: PLC0415
-
-    def progress(done: int, total: int) -> None:
-        handed["board"].set.remote(done, total)
-
-    context = ray.train.get_context()
-    try:
-        handed["loop"](
-            handed["config"],
-            rank=context.get_world_rank(),
-            progress=progress,
-            report=ray.train.report,
-        )
-    except B3Error as error:
-        # Trying again would fail again. A lone worker ends its job here; in a group the others
-        # wait for this one, so Ray must tear all of them down.
-        ray.get(handed["board"].fail.remote(error))
-        if context.get_world_size() > 1:
-            raise

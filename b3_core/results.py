@@ -134,20 +134,23 @@ def _scores(reports: Iterable[retrieval.EvalReport], metric: str) -> npt.NDArray
 
 
 def _shown(store: ArtifactStore, made: ManifestOf) -> list[Cell] | None:
-    """Return the first batch of a manifest to look at; None where its dataset has no pictures."""
-    manifest = Manifest.load(store.get(made.address))
-    plan = manifest.plan
-    ref = made.refs[plan.dataset_S[-1]]
-    shelf = ref.shelf(store)
-    if shelf is None:
+    """Return the last batch of a manifest to look at; None where its datasets have no pictures."""
+    plan = Manifest.load(store.get(made.address)).plan
+    slots = [part[-1, :_SHOWN_ROWS] for part in (plan.dataset_SB, plan.row_SB, plan.community_SB)]
+    there = {dataset: made.refs[dataset] for dataset in np.unique(slots[0])}
+    shelf_of = {dataset: ref.shelf(store) for dataset, ref in there.items()}
+    if not any(shelf_of.values()):
         return None
-    table = ref.table(store)
-    row_B, community_B = plan.row_SB[-1][:_SHOWN_ROWS], plan.community_SB[-1][:_SHOWN_ROWS]
-    sides = []
-    for side in ("query", "positive"):
-        inputs = table.inputs(side, shelf, seeing=Seeing(_SHOWN_SIDE, 1))
-        sides.append([inputs[int(row)] for row in row_B])
-    return [Cell(*row) for row in zip(*sides, community_B.tolist(), strict=True)]
+    seeing = Seeing(_SHOWN_SIDE, 1)
+    inputs_of = {
+        (dataset, side): ref.table(store).inputs(side, shelf_of[dataset], seeing=seeing)
+        for dataset, ref in there.items()
+        for side in ("query", "positive")
+    }
+    return [
+        Cell(inputs_of[dataset, "query"][row], inputs_of[dataset, "positive"][row], community)
+        for dataset, row, community in zip(*(part.tolist() for part in slots), strict=True)
+    ]
 
 
 def _interval(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Positions = npt.NDArray[np.int64]
+Groups = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +39,11 @@ class Slots:
 
     position_SB: Positions
     negative_SBH: npt.NDArray[np.int32]
-    """Rows of the batch's table, -1 where there is none."""
-    start_S: Positions
-    """Position of the first row of each batch's table."""
+    """Rows of the slot's table, -1 where there is none."""
+    start_SB: Positions
+    """Position of the first row of each slot's table."""
     group_N: npt.NDArray[np.int32]
-    """Group of every position. Groups of different tables may share a number: a batch has one."""
+    """Group of every position; no two tables share one, as a batch may have rows of both."""
     given_N: npt.NDArray[np.int32] | None = None
     """Group of the hard negative that every position came with; None where none did."""
 
@@ -73,9 +74,8 @@ class Slots:
         return cls(
             positions(plan, lengths),
             none if negatives is None else negatives.row_SBH,
-            start_T[plan.dataset_S],
-            np.concatenate([np.zeros(0, np.int32), *group_of]),
-            _given(given_of, lengths),
+            start_T[plan.dataset_SB],
+            *_apart(group_of, given_of or [None] * len(lengths)),
         )
 
     @classmethod
@@ -129,7 +129,7 @@ class Slots:
         # The whole batch decides, not this process's share of it: all must have as many columns.
         if (self.negative_SBH[np.unique(batch_x)] < 0).all():
             row_xH = row_xH[:, :0]
-        at_xH = np.where(row_xH < 0, -1, row_xH + self.start_S[batch_x][:, None])
+        at_xH = np.where(row_xH < 0, -1, row_xH + self.start_SB[batch_x, place_x][:, None])
         return self.position_SB[batch_x, place_x], at_xH
 
 
@@ -142,21 +142,22 @@ def positions(plan: BatchPlan, lengths: Sequence[int]) -> Positions:
         There are too few tables, or a row lies beyond its table.
     """
     length_T = np.asarray(lengths, dtype=np.int64)
-    if plan.dataset_S.max(initial=-1) >= len(length_T):
+    if plan.dataset_SB.max(initial=-1) >= len(length_T):
         raise InputError(
-            f"the plan has a dataset {plan.dataset_S.max()}, counted from 0",
+            f"the plan has a dataset {plan.dataset_SB.max()}, counted from 0",
             expected=f"{len(length_T)} datasets, one for each table",
         )
-    beyond_S = np.flatnonzero(plan.row_SB.max(axis=1, initial=-1) >= length_T[plan.dataset_S])
-    if beyond_S.size:
-        batch = beyond_S[0]
+    beyond_SB = plan.row_SB >= length_T[plan.dataset_SB]
+    if beyond_SB.any():
+        batch, place = np.argwhere(beyond_SB)[0]
+        dataset = plan.dataset_SB[batch, place]
         raise InputError(
-            f"batch {batch} of the plan has row {plan.row_SB[batch].max()} of dataset "
-            f"{plan.dataset_S[batch]}, whose table has {length_T[plan.dataset_S[batch]]} rows",
+            f"batch {batch} of the plan has row {plan.row_SB[batch, place]} of dataset "
+            f"{dataset}, whose table has {length_T[dataset]} rows",
             expected="the tables that the plan was made from",
         )
     start_T = np.concatenate([[0], np.cumsum(length_T[:-1])])
-    return np.asarray(plan.row_SB + start_T[plan.dataset_S][:, None], dtype=np.int64)
+    return np.asarray(plan.row_SB + start_T[plan.dataset_SB], dtype=np.int64)
 
 
 def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] = ()) -> "Dataset":
@@ -197,17 +198,27 @@ def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] =
     return Dataset(pa.concat_tables(tables))
 
 
-def _given(
-    given_of: Sequence[npt.NDArray[np.int32] | None], lengths: Sequence[int]
-) -> npt.NDArray[np.int32] | None:
-    if all(given_N is None for given_N in given_of):
-        return None
-    return np.concatenate(
-        [
-            np.full(length, NOBODY, np.int32) if given_N is None else given_N
-            for given_N, length in zip(given_of, lengths, strict=True)
-        ]
-    )
+def _apart(
+    group_of: Sequence[Groups], given_of: Sequence[Groups | None]
+) -> tuple[Groups, Groups | None]:
+    """Return groups of rows and of the negatives they came with, numbered apart for each table.
+
+    The latter are None where no row came with a negative.
+    """
+    none = np.zeros(0, np.int32)
+    both = [
+        (group_N, none if given_N is None else given_N)
+        for group_N, given_N in zip(group_of, given_of, strict=True)
+    ]
+    most = [max(part.max(initial=-1) for part in parts) + 1 for parts in both]
+    first_T = np.cumsum([0, *most])[:-1].astype(np.int32)
+    own = [group_N + first for (group_N, _), first in zip(both, first_T, strict=True)]
+    given = [
+        given_N + first if given_N.size else np.full(len(group_N), NOBODY, np.int32)
+        for (group_N, given_N), first in zip(both, first_T, strict=True)
+    ]
+    lacking = all(given_N is None for given_N in given_of)
+    return np.concatenate([none, *own]), None if lacking else np.concatenate(given)
 
 
 def _prompted(texts: pa.ChunkedArray, prompt: str) -> pa.ChunkedArray:

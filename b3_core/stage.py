@@ -86,6 +86,17 @@ def run_stages(root: str, stages: Sequence["Stage"]) -> None:
         stage.run(store)
 
 
+class Maker:
+    """Makes stages of one store, one after another: the body of a warm Ray actor."""
+
+    def __init__(self, root: str) -> None:
+        self.store = ArtifactStore(root)
+
+    def make(self, stage: "Stage") -> None:
+        """Make a stage's artifact, unless it is there."""
+        stage.run(self.store)
+
+
 class Past:
     """What a store holds of earlier runs; each folder is listed once."""
 
@@ -121,8 +132,9 @@ class Past:
 
 
 def missing(stages: Iterable[S], store: ArtifactStore) -> list[S]:
-    """Return the stages that the store does not hold."""
-    return [stage for stage in stages if store.find(stage.address) is None]
+    """Return the stages that the store does not hold, each once: arms may share some."""
+    once = {stage.address: stage for stage in stages}
+    return [stage for address, stage in once.items() if store.find(address) is None]
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:

@@ -33,7 +33,8 @@ class Batch:
     batch: int
     """Its number, counted through all epochs."""
     epoch: int
-    dataset: str
+    dataset_B: npt.NDArray[np.str_]
+    """Names; one, but where batches are drawn across datasets."""
     row_B: npt.NDArray[np.int32]
     """Positions in the dataset's pairs table."""
     row_id_B: npt.NDArray[np.int64]
@@ -44,6 +45,23 @@ class Batch:
     """-1 where rows were drawn at random."""
     negative_BH: npt.NDArray[np.int32]
     """Hard negatives of each row, in the same table; -1 where there was none."""
+
+    @property
+    def dataset(self) -> str:
+        """The one dataset that all rows are of.
+
+        Raises
+        ------
+        InputError
+            They are of several.
+        """
+        if (self.dataset_B != self.dataset_B[0]).any():
+            raise InputError(
+                f"batch {self.batch} has rows of several datasets",
+                expected="batches of one dataset each",
+                remedy="read dataset_B, which names each row's",
+            )
+        return str(self.dataset_B[0])
 
 
 class ManifestReader:
@@ -160,11 +178,12 @@ class ManifestReader:
                 f"{self._artifact.uri}: where batch {batch} should be is batch {numbers[0]}",
                 remedy="mine again",
             )
+        dataset = pa.concat_arrays(table["dataset"].chunks)
         flat = pa.concat_arrays([chunk.flatten() for chunk in table["negatives"].chunks])
         return Batch(
             batch=batch,
             epoch=table["epoch"][0].as_py(),
-            dataset=table["dataset"][0].as_py(),
+            dataset_B=np.array(dataset.dictionary.to_pylist())[dataset.indices.to_numpy()],
             row_B=table["row"].to_numpy(),
             row_id_B=table["row_id"].to_numpy(),
             key_B=tuple(table["key"].to_pylist()),

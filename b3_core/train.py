@@ -31,7 +31,7 @@ from b3_core.batches import BatchPlan
 from b3_core.checkpoints import Checkpoints
 from b3_core.collate import TokenCollator
 from b3_core.config import ComputeSpec, TrainSpec
-from b3_core.errors import InputError
+from b3_core.errors import InputError, StoppedError
 from b3_core.inputs import Shelf, Shelves
 from b3_core.loggers import loggers
 from b3_core.loss import GroupedInfoNCE
@@ -98,7 +98,7 @@ def train_student(
     Parameters
     ----------
     pairs
-        The datasets' rows, in the order of ``plan.dataset_S``.
+        The datasets' rows, in the order of ``plan.dataset_SB``.
     seed
         Decides the initial weights and every random choice. On a CPU the same seed gives the same
         weights, bit for bit; global random states are put back afterwards.
@@ -131,6 +131,8 @@ def train_student(
     ------
     InputError
         The student cannot be loaded, or the batches cannot be shared among the processes.
+    StoppedError
+        It was told to end (``checkpoints.stopping``), and the step it was at is kept.
     B3Error
         The loss became infinite or NaN; the batch is named, and nothing was updated by it.
     """
@@ -182,6 +184,12 @@ def train_student(
         if last is not None:
             watch.restore(last)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if watch.stopped:
+            raise StoppedError(
+                f"the training was told to end, and did after step {trainer.state.global_step} of "
+                f"{len(plan.row_SB)}",
+                remedy="the same command goes on from there",
+            )
         seconds = watch.seconds
         if trainer.is_world_process_zero():
             merge_adapters(model)

@@ -152,6 +152,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     ----------
     began
         When the training began, with what there is to do before its first step.
+
+    Attributes
+    ----------
+    stopped
+        Whether the training was told to end, and did after a checkpoint.
     """
 
     def __init__(
@@ -166,6 +171,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._trainer, self._progress, self._checkpoints = trainer, progress, checkpoints
         self._started, self._kept = began, time.monotonic()
         self._before = 0.0
+        self.stopped = False
 
     @property
     def seconds(self) -> float:
@@ -190,7 +196,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self.curve.append((step, float(np.mean(means))))
             self._progress(step, steps)
         if self._checkpoints is not None and step < steps:
-            control.should_save = self._due(self._checkpoints.seconds)
+            due, self.stopped = self._agreed(self._checkpoints)
+            control.should_save = due or self.stopped
+            control.should_training_stop = self.stopped  # heeded after the save
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Take what the trainer has written into the store."""
@@ -204,11 +212,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         shutil.rmtree(folder, ignore_errors=True)
         self._kept = time.monotonic()
 
-    def _due(self, seconds: float) -> bool:
-        """Say whether it is time for a checkpoint, by the first process's clock."""
-        due = time.monotonic() - self._kept >= seconds
+    def _agreed(self, checkpoints: Checkpoints) -> tuple[bool, bool]:
+        """Say whether it is time for a checkpoint, and whether to end: the same in all processes.
+
+        Time is by the first one's clock; all end when one of them is told to.
+        """
+        first = self._trainer.is_world_process_zero()
+        due = first and time.monotonic() - self._kept >= checkpoints.seconds
+        stopping = checkpoints.stopping()
         if self._trainer.args.world_size == 1:
-            return due
-        flag = torch.tensor([float(due)], device=self._trainer.args.device)
-        torch.distributed.broadcast(flag, 0)
-        return bool(flag.item())
+            return due, stopping
+        flags = torch.tensor([due, stopping], dtype=torch.int32, device=self._trainer.args.device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        return bool(flags[0].item()), bool(flags[1].item())

@@ -32,15 +32,21 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
         plan = plan_of(spec, store)
         if missing(plan.students, store):
             train(spec)
+        key_of = {made.address: key for key, made in reversed(plan.evaluations.items())}
         unjudged = {
-            key: evaluation
-            for key, evaluation in plan.evaluations.items()
-            if store.find(evaluation.address) is None
+            key_of[made.address]: made for made in missing(plan.evaluations.values(), store)
         }
         if unjudged:
             with gpu_turn(spec.compute), reporting.step("evaluate") as progress:
                 futures = [
-                    evaluate_student.submit(evaluation, ray, store.root, arm=arm, seed=seed)
+                    evaluate_student.submit(
+                        evaluation,
+                        ray,
+                        store.root,
+                        arm=arm,
+                        seed=seed,
+                        one_thread=evaluation.student.one_thread,
+                    )
                     for (arm, seed), evaluation in unjudged.items()
                 ]
                 for done, future in enumerate(as_completed(futures), start=1):

@@ -9,9 +9,11 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -125,7 +127,7 @@ def run_command(
     reporter = TerminalReporter(console, detail=verbose)
     reporting.use(reporter)
     try:
-        with _stdout_kept_clean() as stdout:
+        with _sigterm_raised(), _stdout_kept_clean() as stdout:
             with reporter.live() if bars else contextlib.nullcontext():
                 outcome = work()
             spec = outcome.pop("spec", None)
@@ -142,10 +144,30 @@ def run_command(
         _fail(error, error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command continues where it stopped", 130)
+    except _ToldToEnd:
+        _fail("told to end; the same command continues where it stopped", 143)
     except Exception as error:
         if verbose:
             raise
         _fail(f"{_one_line(error)}; run again with -v for the traceback", 1)
+
+
+class _ToldToEnd(BaseException):
+    """SIGTERM came, and what was to be kept is kept."""
+
+
+@contextlib.contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """Raise SIGTERM as _ToldToEnd; inside a flow Prefect's own handler comes first."""
+
+    def told(number: int, frame: FrameType | None) -> None:
+        raise _ToldToEnd
+
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from b3_core.errors import InputError, RefusedError
 from b3_core.learn import Student, evaluate_run, train_loop
 from b3_core.manifest import verify_before_training
 from b3_core.ray_session import RaySession
-from b3_core.stage import Stage, run_stages
+from b3_core.stage import Maker, Stage, run_stages
 from b3_core.store import ArtifactStore
 from b3_core.watch import Watched
 from tasks import events, reporting
@@ -94,11 +94,20 @@ def train_students(students: list[Student], session: RaySession, store: Artifact
     retries=1,
 )
 def evaluate_student(
-    evaluation: Stage, session: RaySession, root: str, *, arm: str, seed: int
+    evaluation: Stage,
+    session: RaySession,
+    root: str,
+    *,
+    arm: str,
+    seed: int,
+    one_thread: bool = False,
 ) -> None:
-    """Evaluate one student on a Ray worker."""
-    # Two cores each: a laptop then holds one model and one corpus in memory, not one a core.
-    session.call(evaluate_run, root, evaluation, cpus=2)
+    """Evaluate one student on a Ray worker; on a warm one where one core is enough."""
+    if one_thread and session.on_this_cpu:
+        session.pool(Maker, root).call("make", evaluation)
+    else:
+        # Two cores each: a laptop then holds one model and one corpus in memory, not one a core.
+        session.call(evaluate_run, root, evaluation, cpus=2)
 
 
 @task(

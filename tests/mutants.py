@@ -84,7 +84,7 @@ class Sound:
                 "epoch": np.repeat(plan.epoch_S, SIZE),
                 "batch": np.repeat(np.arange(batches), SIZE),
                 "slot": np.tile(np.arange(SIZE), batches),
-                "dataset": np.repeat(plan.dataset_S, SIZE),
+                "dataset": plan.dataset_SB.ravel().copy(),
                 "row": plan.row_SB.ravel().copy(),
                 "row_id": np.zeros(batches * SIZE, np.int64),
                 "key": np.full(batches * SIZE, "", object),

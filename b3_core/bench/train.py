@@ -413,7 +413,7 @@ def _plan(case: Case) -> Any:
     batches = len(row_SB)
     return BatchPlan(
         row_SB=row_SB,
-        dataset_S=np.zeros(batches, np.int16),
+        dataset_SB=np.zeros(row_SB.shape, np.int16),
         epoch_S=np.zeros(batches, np.int16),
         community_SB=np.full_like(row_SB, -1),
         left_out=np.zeros((0, 3), np.int32),

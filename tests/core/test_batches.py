@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from b3_core.batches import BatchPlan, _part_groups, plan_batches
+from b3_core.batches import BatchPlan, plan_batches
 from b3_core.communities import Partition
 from b3_core.config import BatchSpec, Phase
+from b3_core.deal import _part_groups
 from b3_core.errors import InputError
 
 
@@ -125,6 +126,87 @@ def test_a_remainder_and_the_rows_it_displaces_take_turns():
         assert len(left[epoch]) == 2
         assert not set(left[epoch]) & set(short)
     assert plan.left_out[:3].tolist() == [[0, 0, short[0]], [0, 0, short[1]], [1, 0, left[1][0]]]
+
+
+def across(sizes, *, size, epochs, group_of, seed):
+    return plan_of(
+        [partition_of(rows, 2, seed) for rows in sizes],
+        group_of=group_of,
+        batch_size=size,
+        mixing="across",
+        epochs=epochs,
+        random_epochs=epochs,
+        seed=seed,
+    )
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    groups=st.sampled_from([1, 5, 10_000]),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=150, deadline=None)
+def test_batches_across_datasets_hold_every_row_once_an_epoch(sizes, groups, epochs, seed):
+    size = min(8, sum(sizes) // 2 * 2) or 2
+    rng = np.random.default_rng(seed)
+    group_of = [rng.integers(0, groups, rows).astype(np.int32) for rows in sizes]
+    if sum(sizes) < size:
+        return
+    plan = across(sizes, size=size, epochs=epochs, group_of=group_of, seed=seed)
+    plan.check(sizes)
+    assert plan.count_duplicates(group_of) == plan.duplicates
+    assert (plan.community_SB == -1).all()
+    everything = {(d, row) for d, rows in enumerate(sizes) for row in range(rows)}
+    before = set()
+    for epoch in range(epochs):
+        left = {(d, row) for e, d, row in plan.left_out.tolist() if e == epoch}
+        mine = plan.epoch_S == epoch
+        batches = [
+            list(zip(dataset_B.tolist(), row_B.tolist(), strict=True))
+            for dataset_B, row_B in zip(plan.dataset_SB[mine], plan.row_SB[mine], strict=True)
+        ]
+        assert len(batches) == sum(sizes) // size
+        assert Counter(sum(batches, [])) == Counter(everything - left)
+        assert not left & before
+        before = left
+        # No group is twice in a batch, unless it has more rows than there are batches.
+        group_batches = [Counter((d, group_of[d][row]) for d, row in batch) for batch in batches]
+        total = sum(group_batches, Counter())
+        for counts in group_batches:
+            for group, count in counts.items():
+                assert count == 1 or total[group] > len(batches)
+
+
+def test_a_batch_across_datasets_has_rows_of_each_by_its_size():
+    sizes = [3000, 1000]
+    group_of = [np.arange(rows, dtype=np.int32) for rows in sizes]
+    plan = across(sizes, size=40, epochs=1, group_of=group_of, seed=0)
+    share_S = (plan.dataset_SB == 0).mean(axis=1)
+    assert share_S.mean() == pytest.approx(0.75)
+    assert 0.04 < share_S.std() < 0.1  # binomial: 0.068
+    with pytest.raises(ValueError, match="several datasets"):
+        _ = plan.dataset_S
+    with pytest.raises(ValueError, match="epoch 0, dataset 0: row 0 is there 2 times"):
+        moved_SB = np.where(plan.row_SB == 0, 0, plan.dataset_SB).astype(np.int16)
+        dataclasses.replace(plan, dataset_SB=moved_SB).check(sizes)
+
+
+def test_check_refuses_to_leave_out_a_batch_of_several_datasets():
+    sizes = [12, 12]
+    group_of = [np.arange(rows, dtype=np.int32) for rows in sizes]
+    plan = across(sizes, size=8, epochs=1, group_of=group_of, seed=1)
+    gone = sorted(zip(plan.dataset_SB[-1].tolist(), plan.row_SB[-1].tolist(), strict=True))
+    assert len({dataset for dataset, _ in gone}) == 2
+    fewer = BatchPlan(
+        plan.row_SB[:-1],
+        plan.dataset_SB[:-1],
+        plan.epoch_S[:-1],
+        plan.community_SB[:-1],
+        np.array([[0, *each] for each in gone], np.int32),
+    )
+    with pytest.raises(ValueError, match="epoch 0: 8 rows left out would fill a batch"):
+        fewer.check(sizes)
 
 
 def test_every_epoch_groups_its_communities_anew():
@@ -273,7 +355,7 @@ FAULTS = {
     "a negative row": ("row_SB", (0, 0), -1, "a row is none of 22"),
     "an epoch out of order": ("epoch_S", FIRST, 1, "epochs are not"),
     "an epoch missing": ("epoch_S", slice(LAST, None), 3, "epochs are not"),
-    "no such dataset": ("dataset_S", 0, 1, "a batch is of none of the 1 datasets"),
+    "no such dataset": ("dataset_SB", 0, 1, "a batch is of none of the 1 datasets"),
     "left out of no dataset": ("left_out", (0, 1), 1, "left_out is of none of the 1 datasets"),
     "left out of no epoch": ("left_out", (-1, 0), 3, "left_out is of none of the 3 epochs"),
     "left out, but there": ("left_out", (0, 2), SOUND.row_SB[0, 0], r"row \d+ is there [02] times"),
@@ -314,7 +396,7 @@ def test_check_refuses_to_leave_out_a_whole_batch():
     left = [*SOUND.left_out.tolist(), *([1, 0, row] for row in SOUND.row_SB[dropped].tolist())]
     plan = BatchPlan(
         SOUND.row_SB[keep],
-        SOUND.dataset_S[keep],
+        SOUND.dataset_SB[keep],
         SOUND.epoch_S[keep],
         SOUND.community_SB[keep],
         np.array(left, np.int32),

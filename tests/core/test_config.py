@@ -104,6 +104,20 @@ def test_arms_differ_only_in_mining_and_curriculum(tmp_path):
     assert [phase.random_share for phase in batches.curriculum] == [1]
     assert {spec.arm(arm)[1].epochs for arm in ("random", "paper", "b3")} == {3}
     assert spec.arm("b3") == (spec.mining, spec.batches)
+    assert spec.arm("same-dataset") == (mining, batches)  # of one dataset there is one control
+
+
+def test_the_random_arm_draws_over_all_datasets():
+    datasets = [{"name": n, "uri": "/x", "query": "q", "positive": "p"} for n in "de"]
+    config = {"datasets": datasets, "batches": {"mixing": "weighted", "negatives": 2}}
+    spec = parse_config(config, base=Path("/"))
+    (mining, everywhere), (same, alone) = spec.arm("random"), spec.arm("same-dataset")
+    assert mining == same
+    assert (everywhere.mixing, alone.mixing) == ("across", "weighted")
+    assert everywhere.negatives == 2
+    assert everywhere.model_copy(update={"mixing": "weighted"}) == alone
+    with pytest.raises(InputError, match=r"batches.*across needs random_share: 1 in every phase"):
+        parse_config(config | {"batches": {"mixing": "across"}}, base=Path("/"))
 
 
 def test_a_spec_survives_json():

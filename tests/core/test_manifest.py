@@ -99,6 +99,28 @@ def test_negatives_are_in_the_manifest_and_checked(tmp_path):
         verify(forged(store, stage, negatives=Negatives(np.ascontiguousarray(members))))
 
 
+def test_batches_across_datasets_are_kept_and_checked_slot_by_slot(tmp_path):
+    at_random = (Phase(epochs=2, random_share=1),)
+    batching = BatchSpec(batch_size=8, mixing="across", negatives=1, curriculum=at_random)
+    store, stage = mine(tmp_path, batching, topic_table(50), topic_table(75))
+    artifact = store.get(stage.address)
+    manifest = Manifest.load(artifact)
+    plan = manifest.plan
+    assert plan.is_across
+    for epoch in range(2):
+        left = (plan.left_out[:, 0] == epoch).sum()
+        assert 8 * (plan.epoch_S == epoch).sum() + left == stage.refs[0].rows + stage.refs[1].rows
+        assert left < 8
+    assert verify(artifact)
+    table = pq.read_table(artifact.path("batches-00000.parquet"))
+    assert table["dataset"].to_pylist()[:8] == [["faq", "forum"][d] for d in plan.dataset_SB[0]]
+    slot_SB = plan.slots_of(1)
+    assert 0 < slot_SB[0].sum() < 8
+    moved = dataclasses.replace(plan, dataset_SB=np.where(slot_SB, 0, 1).astype(np.int16))
+    with pytest.raises(CorruptArtifactError, match="epoch 0, dataset [01]: "):
+        verify(forged(store, stage, plan=moved))
+
+
 def test_phases_with_their_own_k_have_their_own_communities(tmp_path):
     phases = (Phase(random_share=1), Phase(k=2), Phase(k=8))
     store, stage = mine(tmp_path, BatchSpec(batch_size=8, curriculum=phases))

@@ -26,13 +26,13 @@ def slow_twin(margin, s, b, size):
     start = np.cumsum([0, *(len(part) for part in margin.query_of)])
     every = range(s * size, (s + 1) * size)
     rows, groups = slots.rows(every), slots.groups(every)
-    table = np.searchsorted(start, rows[0, 0], side="right") - 1
-    query, positive = (
-        side[table].astype(np.float32) for side in (margin.query_of, margin.positive_of)
-    )
+
+    def vector(side, position):
+        table = np.searchsorted(start, position, side="right") - 1
+        return side[table][position - start[table]].astype(np.float32)
 
     def score(i, j):
-        return query[i - start[table]] @ positive[j - start[table]]
+        return vector(margin.query_of, i) @ vector(margin.positive_of, j)
 
     own = score(rows[b, 0], rows[b, 0])
     given = groups.shape[1] > rows.shape[1]
@@ -52,15 +52,16 @@ def slow_twin(margin, s, b, size):
 
 
 @settings(deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 2), st.booleans())
-def test_it_is_the_rule(seed, hard, given_negatives):
+@given(st.integers(0, 10**6), st.integers(0, 2), st.booleans(), st.booleans())
+def test_it_is_the_rule(seed, hard, given_negatives, across):
     rng = np.random.default_rng(seed)
     lengths = [7, 5]
-    dataset_S = rng.integers(0, 2, 3)
-    plan = make_plan([rng.integers(0, lengths[d], 4) for d in dataset_S], dataset_S, np.zeros(3))
-    negatives = Negatives(
-        np.array([rng.integers(-1, lengths[d], (4, hard)) for d in dataset_S], np.int32)
-    )
+    dataset_SB = np.tile(rng.integers(0, 2, (3, 1)), 4)
+    if across:
+        dataset_SB = rng.integers(0, 2, (3, 4))
+    rows_SB = np.array(lengths)[dataset_SB]
+    plan = make_plan(rng.integers(0, rows_SB), dataset_SB, np.zeros(3))
+    negatives = Negatives(rng.integers(-1, rows_SB[..., None], (3, 4, hard)).astype(np.int32))
     groups = [rng.integers(0, 4, n).astype(np.int32) for n in lengths]
     given_of = [rng.integers(0, 6, lengths[0]).astype(np.int32), None]
     slots = Slots.of(plan, groups, negatives, given_of=given_of if given_negatives else ())

@@ -77,14 +77,15 @@ def test_slots_are_the_plans_texts_negatives_and_groups(mined, artifact):
     for slot in range(0, len(mined.slots), 5):
         s, b = divmod(slot, 8)
         table, row = tables[plan.dataset_S[s]], plan.row_SB[s, b]
+        first = plan.dataset_S[s] * (tables[0].group_N.max() + 1)
         texts = table.positives.to_pylist()
         item = mined.slots[slot]
         assert item["query"] == table.queries[row].as_py()
         assert item["positive"] == texts[row]
-        groups = [table.group_N[row]]
+        groups = [table.group_N[row] + first]
         for number, negative in enumerate(hard[s, b] if (hard[s] >= 0).any() else [], start=1):
             assert item[f"negative_{number}"] == texts[row if negative < 0 else negative]
-            groups.append(NOBODY if negative < 0 else table.group_N[negative])
+            groups.append(NOBODY if negative < 0 else table.group_N[negative] + first)
         assert item["label"] == groups
 
 

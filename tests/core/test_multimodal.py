@@ -123,9 +123,9 @@ def test_a_model_of_texts_refuses_pictures(tmp_path: Path, models: dict[str, Pat
 
 def plan_of(rows_SB: list[list[int]]) -> BatchPlan:
     row_SB = np.array(rows_SB, np.int32)
-    none_S = np.zeros(len(row_SB), np.int16)
+    none_SB = np.zeros(row_SB.shape, np.int16)
     community_SB, left_out = np.full_like(row_SB, -1), np.zeros((0, 3), np.int32)
-    return BatchPlan(row_SB, none_S, none_S, community_SB, left_out)
+    return BatchPlan(row_SB, none_SB, none_SB[:, 0], community_SB, left_out)
 
 
 PLAN = plan_of([[0, 1, 2, 3], [4, 5, 6, 7], [7, 0, 6, 1]])

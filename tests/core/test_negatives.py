@@ -24,9 +24,12 @@ def table_of(ranked, width):
 def plan_of(batches, datasets=None, *, community=0):
     row_SB = np.array(batches, np.int32)
     count = len(row_SB)
+    dataset_SB = np.array(datasets or [0] * count, np.int16)
+    if dataset_SB.ndim == 1:
+        dataset_SB = np.repeat(dataset_SB[:, None], row_SB.shape[1], axis=1)
     return BatchPlan(
         row_SB,
-        np.array(datasets or [0] * count, np.int16),
+        dataset_SB,
         np.zeros(count, np.int16),
         np.full(row_SB.shape, community, np.int32),
         np.empty((0, 3), np.int32),
@@ -119,6 +122,31 @@ def test_the_contract_holds_whatever_comes_in(seed, h):
         assert full_H == ([len(row_BH)] * whole + [part] + [0] * h)[:h]
         empty += row_BH.size - len(drawn)
     assert negatives.shortage == empty
+
+
+def test_rows_of_two_datasets_in_a_batch_have_negatives_of_their_own():
+    """What is drawn for a dataset's part of a batch passes as a batch of its own, and no other."""
+    forth, back = (
+        [[(i + way * j) % 12 for j in range(1, 12)] for i in range(12)] for way in (1, -1)
+    )
+    of = {
+        "ranks": [table_of(forth, 11), table_of(back, 11)],
+        "group_of": [np.arange(12, dtype=np.int32)] * 2,
+        "p_of": [1, 2],
+        "m": 5,
+    }
+    rows, datasets = [[0, 3, 5, 3, 8, 0]], [[0, 1, 0, 0, 1, 1]]
+    plan = plan_of(rows, datasets, community=-1)
+    negatives = draw(plan, h=2, **of)
+    negatives.check(plan, **of)
+    assert (negatives.row_SBH >= 0).sum() > 8
+    for dataset in (0, 1):
+        part = [b for b in range(6) if datasets[0][b] == dataset]
+        alone = plan_of([[rows[0][b] for b in part]], [dataset], community=-1)
+        Negatives(negatives.row_SBH[:, part]).check(alone, **of)
+    swapped = plan_of(rows, [[1, 0, 1, 1, 0, 0]], community=-1)
+    with pytest.raises(ValueError, match="batch 0, slot"):
+        negatives.check(swapped, **of)
 
 
 def test_the_random_cases_hold_what_they_are_there_for():

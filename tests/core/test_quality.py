@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from b3_core.batches import plan_batches
 from b3_core.communities import Partition
-from b3_core.config import BatchSpec
+from b3_core.config import BatchSpec, Phase
 from b3_core.neighbours import RankTable
 from b3_core.quality import describe, similarity
 
@@ -102,26 +102,32 @@ def test_the_random_figure_is_the_mean_over_all_partitions():
         assert figures[0][f"random_{name}"] == pytest.approx(mean), name
 
 
-def test_a_plan_is_described_by_the_batches_of_all_epochs():
+@pytest.mark.parametrize("mixing", ["proportional", "across"])
+def test_a_plan_is_described_by_the_batches_of_all_epochs(mixing):
     rng = np.random.default_rng(1)
     rows, other = 30, 16
     parts = [partition_of(rng.permutation(n) // 2, 2) for n in (other, rows)]
     groups = [rng.integers(0, n, n).astype(np.int32) for n in (other, rows)]
-    plan = plan_batches(
-        [[part] for part in parts], group_of=groups, spec=BatchSpec(batch_size=16), rng=rng
-    )
+    at_random = (Phase(epochs=3, random_share=float(mixing == "across")),)
+    spec = BatchSpec(batch_size=16, mixing=mixing, curriculum=at_random)
+    plan = plan_batches([[part] for part in parts], group_of=groups, spec=spec, rng=rng)
+    assert plan.is_across == (mixing == "across")
     ranks = random_table(rng, rows, 9)
     figures = describe(plan, ranks, p=3, m=6, group_N=groups[1], dataset=1)
     total = dict.fromkeys(("window", "too_hard", "mutual", "same_group"), 0)
+    placed = 0
     for epoch in range(3):
         labels = np.full(rows, -1)
-        batches = plan.row_SB[(plan.epoch_S == epoch) & (plan.dataset_S == 1)]
-        for batch, members in enumerate(batches):
-            labels[members] = batch
+        for batch in np.flatnonzero(plan.epoch_S == epoch):
+            labels[plan.row_SB[batch][plan.dataset_SB[batch] == 1]] = batch
+        placed += (labels >= 0).sum()
         for name, count in brute(labels, ranks, 3, 6, groups[1]).items():
             total[name] += count
     for name, count in total.items():
-        assert figures[name] == pytest.approx(count / 48), name  # 16 of 30 rows, three times
+        assert figures[name] == pytest.approx(count / placed), name
+    if plan.is_across:
+        return
+    assert placed == 48  # 16 of 30 rows, three times
     # A row is in the batch with probability 16/30, and then meets any other with 15/29.
     held = int((ranks.neighbour_NM[:, 3:] >= 0).sum())
     assert figures["random_window"] == pytest.approx(held * 16 / 30 * 15 / 29 / 16)

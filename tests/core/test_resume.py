@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from b3_core import train
 from b3_core.checkpoints import STAGE, Checkpoints
 from b3_core.config import LoraSpec, TrainSpec
+from b3_core.errors import StoppedError
 from b3_core.garbage import find_orphans
 from b3_core.negatives import Negatives
 from b3_core.store import Address, ArtifactStore
@@ -97,6 +98,31 @@ def test_it_ends_with_the_same_bits(kind, spec, tmp_path):
     checkpoints.clear()
     assert not store.artifacts("demo", STAGE)
     assert not list((tmp_path / "store" / ".notes").iterdir())
+
+
+def test_told_to_end_it_keeps_the_step_it_is_at(tmp_path):
+    whole = run(SPEC, tmp_path / "whole")
+    store = ArtifactStore(str(tmp_path / "store"))
+    asked = iter([False] * 6 + [True] + [False] * 4 + [True] + [False] * STEPS)
+    checkpoints = Checkpoints(store, STUDENT, seconds=1000, stopping=lambda: next(asked))
+    for step in (7, 12):
+        with pytest.raises(StoppedError, match=f"after step {step} of {STEPS}; the same command"):
+            run(SPEC, tmp_path / "stopped", checkpoints=checkpoints)
+        (kept,) = store.artifacts("demo", STAGE)
+        assert kept.record["settings"] == {"step": step}
+        assert not (tmp_path / "stopped").exists()
+    result = run(SPEC, tmp_path / "again", checkpoints=checkpoints)
+    same(student(tmp_path / "again"), student(tmp_path / "whole"))
+    assert result.loss == whole.loss
+
+
+def test_told_to_end_at_its_last_step_it_is_done(tmp_path):
+    store = ArtifactStore(str(tmp_path / "store"))
+    calls = []
+    checkpoints = Checkpoints(store, STUDENT, 1000, lambda: calls.append(1) or len(calls) == STEPS)
+    run(SPEC, tmp_path / "whole", checkpoints=checkpoints)
+    assert len(calls) == STEPS - 1
+    assert not store.artifacts("demo", STAGE)
 
 
 def test_no_pickle_is_in_a_checkpoint_but_torchs_own(spec, tmp_path):

@@ -21,9 +21,12 @@ from b3_core.slots import row_dataset
 
 def make_plan(rows, datasets, epochs) -> BatchPlan:
     row_SB = np.array(rows, np.int32)
+    dataset_SB = np.array(datasets, np.int16)
+    if dataset_SB.ndim == 1:
+        dataset_SB = np.repeat(dataset_SB[:, None], row_SB.shape[1], axis=1)
     return BatchPlan(
         row_SB=row_SB,
-        dataset_S=np.array(datasets, np.int16),
+        dataset_SB=dataset_SB,
         epoch_S=np.array(epochs, np.int16),
         community_SB=np.full_like(row_SB, -1),
         left_out=np.zeros((0, 3), np.int32),

@@ -24,7 +24,8 @@ def test_by_hand():
     assert (len(slots), slots.negatives) == (10, 2)
     # Slots 2 and 3 are batch 1, of the second table: rows 3 and 1 are positions 8 and 6.
     assert slots.rows([2, 3]).tolist() == [[8, 5, 7], [6, 7, 6]]
-    assert slots.groups([2, 3]).tolist() == [[3, 0, 2], [1, 2, NOBODY]]
+    # Its groups are numbered after the four of the first.
+    assert slots.groups([2, 3]).tolist() == [[7, 4, 6], [5, 6, NOBODY]]
     # In the first table rows 0 and 4 are of one group.
     assert slots.groups([0, 1, 5]).tolist() == [[0, 1, 2], [0, 1, 3], [3, 0, 0]]
 
@@ -34,7 +35,7 @@ def test_batches_that_lack_all_negatives_have_no_columns_for_them():
     hard[3] = -1
     slots = Slots.of(PLAN, GROUPS, Negatives(hard))
     assert slots.rows([6, 7]).tolist() == [[5], [7]]
-    assert slots.groups([6]).tolist() == [[0]]
+    assert slots.groups([6]).tolist() == [[4]]
     # One process of two has the half of a batch that lacks them, and the other has not.
     assert slots.rows([7, 3]).shape == slots.groups([7, 3]).shape == (2, 3)
     hard[3, 0, 0] = 1
@@ -60,7 +61,7 @@ def test_items_are_the_texts_of_the_slot():
         "positive": "pb1",
         "negative_1": "pb2",
         "negative_2": "pb1",  # there is none: the own row fills the place
-        "label": [1, 2, NOBODY],
+        "label": [6, 7, NOBODY],
     }
     assert list(items[[0, 1]]["query"]) == ["qa4", "qa0"]
 
@@ -90,29 +91,36 @@ def test_the_negatives_that_rows_came_with_are_first_and_blank_where_there_are_n
         "label": [4, 5, 1, 2],
     }
     assert items[2]["negative_0"] == ""
-    assert items[2]["label"] == [3, NOBODY, 0, 2]
+    assert items[2]["label"] == [13, NOBODY, 10, 12]  # after 0 to 9
 
 
 @settings(deadline=None)
 @given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 3), st.integers(0, 10**6)
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.integers(0, 3),
+    st.booleans(),
+    st.integers(0, 10**6),
 )
-def test_every_slot_is_looked_up_as_the_plan_has_it(lengths, hard, seed):
+def test_every_slot_is_looked_up_as_the_plan_has_it(lengths, hard, across, seed):
     rng = np.random.default_rng(seed)
-    dataset_S = rng.integers(0, len(lengths), 6)
-    row_SB = np.array([rng.integers(0, lengths[d], 4) for d in dataset_S])
-    hard_SBH = np.array([rng.integers(-1, lengths[d], (4, hard)) for d in dataset_S], np.int32)
+    dataset_SB = np.tile(rng.integers(0, len(lengths), (6, 1)), 4)
+    if across:
+        dataset_SB = rng.integers(0, len(lengths), (6, 4))
+    row_SB = rng.integers(0, np.array(lengths)[dataset_SB])
+    hard_SBH = rng.integers(-1, np.array(lengths)[dataset_SB][..., None], (6, 4, hard))
     groups = [rng.integers(0, 5, length).astype(np.int32) for length in lengths]
-    plan = make_plan(row_SB, dataset_S, np.zeros(6))
-    slots = Slots.of(plan, groups, Negatives(hard_SBH))
+    plan = make_plan(row_SB, dataset_SB, np.zeros(6))
+    slots = Slots.of(plan, groups, Negatives(hard_SBH.astype(np.int32)))
     start = np.cumsum([0, *lengths])
+    first = np.cumsum([0, *(group_N.max() + 1 for group_N in groups)])
     for slot in range(24):
         s, b = divmod(slot, 4)
-        d, row, negatives = dataset_S[s], row_SB[s, b], hard_SBH[s, b]
+        d, row, negatives = dataset_SB[s, b], row_SB[s, b], hard_SBH[s, b]
         negatives = negatives if (hard_SBH[s] >= 0).any() else []
         expected = [row, *(row if n < 0 else n for n in negatives)]
         assert slots.rows([slot])[0].tolist() == [start[d] + each for each in expected]
-        marks = [groups[d][row], *(NOBODY if n < 0 else groups[d][n] for n in negatives)]
+        own = groups[d] + first[d]
+        marks = [own[row], *(NOBODY if n < 0 else own[n] for n in negatives)]
         assert slots.groups([slot])[0].tolist() == marks
 
 

@@ -10,6 +10,7 @@ from b3_core.config import BatchSpec, Phase
 from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.manifest import Layout, Manifest
 from b3_core.stream import ManifestReader
+from tests.conftest import topic_table
 from tests.core.test_manifest import mine
 
 
@@ -42,10 +43,23 @@ def same(batch, manifest, number):
     plan = manifest.plan
     assert batch.batch == number
     assert batch.epoch == plan.epoch_S[number]
-    assert batch.dataset == manifest.datasets[plan.dataset_S[number]]
+    assert batch.dataset_B.tolist() == [manifest.datasets[d] for d in plan.dataset_SB[number]]
     assert (batch.row_B == plan.row_SB[number]).all()
     assert (batch.community_B == plan.community_SB[number]).all()
     assert (batch.negative_BH == manifest.negatives.row_SBH[number]).all()
+
+
+def test_a_batch_across_datasets_names_each_rows_own(tmp_path, small_files):
+    at_random = (Phase(epochs=2, random_share=1),)
+    batching = BatchSpec(batch_size=8, mixing="across", curriculum=at_random)
+    store, stage = mine(tmp_path, batching, topic_table(50), topic_table(75))
+    artifact = store.get(stage.address)
+    manifest, reader = Manifest.load(artifact), ManifestReader.open(artifact.uri)
+    for number, batch in enumerate(reader.batches()):
+        same(batch, manifest, number)
+    several = int((manifest.plan.dataset_SB.min(axis=1) == 0).argmax())
+    with pytest.raises(InputError, match=f"batch {several} has rows of several.*dataset_B"):
+        _ = reader[several].dataset
 
 
 def test_any_batch_is_what_the_whole_manifest_has(mined):

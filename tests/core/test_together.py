@@ -1,6 +1,6 @@
 """Several jobs told as one."""
 
-from b3_core.ray_session import _Together
+from b3_core.ray_train import _Together
 
 
 def test_progress_of_jobs_side_by_side_adds_up() -> None:

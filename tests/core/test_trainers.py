@@ -64,8 +64,9 @@ def planned(artifact):
             table.queries.take(own_B).to_pylist(),
             *(table.positives.take(row_B).to_pylist() for row_B in at),
         ]
-        group_BH = np.where(hard_BH < 0, NOBODY, table.group_N[hard_BH])
-        batches.append([texts, np.column_stack([table.group_N[own_B], group_BH]).tolist()])
+        group_N = table.group_N + dataset * (tables[0].group_N.max() + 1)
+        group_BH = np.where(hard_BH < 0, NOBODY, group_N[hard_BH])
+        batches.append([texts, np.column_stack([group_N[own_B], group_BH]).tolist()])
     return batches
 
 

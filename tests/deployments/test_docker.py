@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from docker.utils.build import exclude_paths
+from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -233,6 +234,12 @@ def test_a_worker_may_let_its_runs_end(compose):
     assert grace >= 60
     assert drain <= grace - 10
     assert "exec python -m deployments.worker" in (DOCKER / "worker.sh").read_text()
+
+
+def test_a_ray_node_has_time_to_drain(compose):
+    """Ray waits for trainings to keep their step before it ends a node that is told to."""
+    grace = int(compose["ray-worker"]["stop_grace_period"].removesuffix("s"))
+    assert grace >= RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S + 10 > 10
 
 
 def test_bootstrap_runs_once_and_workers_after_it(compose):

@@ -179,16 +179,19 @@ def test_classification_is_mined_by_labels(b3, write_config, tmp_path, dataset):
             places,
             {"name": "faq", "uri": str(dataset), "query": "question", "positive": "answer"},
         ],
-        arms=["random", "b3", "b3++"],
+        arms=["same-dataset", "b3", "b3++", "random"],
         mining={"k": 8, "m": 40},
         compute={"shard_rows": 100_000},  # a single shard needs no Ray
     )
     uris = json.loads(b3("mine", config, "--json").stdout)["manifests"]
     heads = [Manifest.read_head(open_artifact(uri)) for uri in uris]
-    drawn, mined, _ = (head["datasets"][0]["quality"][0] for head in heads)
+    drawn, mined, *_ = (head["datasets"][0]["quality"][0] for head in heads)
     assert drawn["same_group"] > 0.1 > mined["same_group"]
     assert mined["window"] > 1.4 * drawn["window"]  # most rows of a random community are near too
-    assert b3("verify", uris[2]).stdout.startswith("sound: ")
+    for uri in uris[2:]:
+        assert b3("verify", uri).stdout.startswith("sound: ")
+    across = [Manifest.load(open_artifact(uri)).plan.is_across for uri in uris]
+    assert across == [False, False, False, True]  # random: rows of both in a batch
     hard = Manifest.load(open_artifact(uris[2]))
     of_places = hard.negatives.row_SBH[hard.plan.dataset_S == 0]
     assert (of_places == -1).all() and of_places.shape[2] == 5

@@ -1,6 +1,9 @@
-"""A training that writes down every batch it sees: ``python -m tests.system.trained FOLDER MODEL``.
+"""A training that writes down every batch it sees.
 
-FOLDER gets ``store``, ``batches.log`` and, when it is done, ``model``.
+    python -m tests.system.trained FOLDER MODEL SECONDS
+
+FOLDER gets ``store`` with a checkpoint each SECONDS and at SIGTERM, ``batches.log`` and, when it is
+done, ``model``.
 """
 
 import hashlib
@@ -10,8 +13,10 @@ from pathlib import Path
 from b3_core import train
 from b3_core.checkpoints import Checkpoints
 from b3_core.config import TrainSpec
+from b3_core.errors import StoppedError
 from b3_core.loss import GroupedInfoNCE
 from b3_core.store import Address, ArtifactStore
+from b3_core.told import is_told, note_sigterm
 from tests.core.test_train import PAIRS, small_plan
 
 STUDENT = Address("demo", "student", "0123456789abcdef0123")
@@ -32,6 +37,7 @@ class Written(GroupedInfoNCE):
 
 
 def main(folder: Path, model: str, seconds: float) -> None:
+    note_sigterm()
     train.GroupedInfoNCE = Written
     store = ArtifactStore(str(folder / "store"))
     with (folder / "batches.log").open("a", encoding="utf-8") as Written.log:
@@ -42,9 +48,12 @@ def main(folder: Path, model: str, seconds: float) -> None:
             TrainSpec(student=model, learning_rate=1e-3),
             seed=5,
             output=folder / "model",
-            checkpoints=Checkpoints(store, STUDENT, seconds=seconds),
+            checkpoints=Checkpoints(store, STUDENT, seconds=seconds, stopping=is_told),
         )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    try:
+        main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    except StoppedError:
+        sys.exit(3)

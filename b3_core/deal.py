@@ -1,0 +1,233 @@
+"""Rows dealt to the batches of an epoch.
+
+    choose: which rows take part in an epoch; those that the last one left out come first
+    deal:   a batch is batch_size / k whole communities, drawn at random; or rows drawn at random;
+            or some of both, as the curriculum says
+
+Communities are regrouped every epoch. A deck leaves N mod batch_size rows out of an epoch, whole
+communities as far as possible, and other ones every time.
+
+Legend: N rows, K rows of a community, C full communities, U communities that take part,
+S batches, B rows of a batch, P communities of a batch (P K = B), L rows left out, D datasets.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from b3_core.communities import Partition
+from b3_core.config import Phase
+from b3_core.errors import InputError
+
+LOOK = 32  # exchanges tried for a community that meets its own groups in its batch
+PASSES = 3  # times all batches are looked through for such communities
+
+Rows = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class DeckRows:
+    """What is dealt together: the rows of one dataset, or of all."""
+
+    partitions: tuple[Partition, ...]
+    group_N: npt.NDArray[np.int32]
+    dataset_N: npt.NDArray[np.int16]
+    row_N: Rows
+
+    @classmethod
+    def of(
+        cls, dataset: int, partitions: Sequence[Partition], group_N: npt.NDArray[np.int32]
+    ) -> Self:
+        """Return the rows of one dataset."""
+        rows = len(group_N)
+        dataset_N = np.full(rows, dataset, np.int16)
+        return cls(tuple(partitions), group_N, dataset_N, np.arange(rows, dtype=np.int32))
+
+    @classmethod
+    def across(cls, group_of: Sequence[npt.NDArray[np.int32]]) -> Self:
+        """Return the rows of all datasets, one after another, each a community of its own."""
+        sizes = [len(group_N) for group_N in group_of]
+        alone = Partition(np.arange(sum(sizes), dtype=np.int32), k=1, moved=0, objective=0.0)
+        dataset_N = np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
+        row_N = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+        return cls((alone,), apart(group_of), dataset_N, row_N)
+
+
+@dataclass(eq=False)
+class Deck:
+    """Rows dealt anew every epoch; remembers which of them the last one left out."""
+
+    rows: DeckRows
+    batch_size: int
+    rng: np.random.Generator
+    left_L: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+
+    def __post_init__(self) -> None:
+        for partition in self.rows.partitions:
+            self._check(len(partition.label_N), partition.k)
+
+    def _check(self, rows: int, k: int) -> None:
+        if len(self.rows.group_N) != rows:
+            raise ValueError(f"{rows} rows in communities, but groups of {len(self.rows.group_N)}")
+        if rows < self.batch_size:
+            raise InputError(
+                f"a dataset has {rows} rows",
+                expected=f"at least batches.batch_size = {self.batch_size}",
+                remedy="add rows, or set a smaller batches.batch_size",
+            )
+        if self.batch_size % k:
+            raise InputError(
+                f"batches.batch_size is {self.batch_size}",
+                expected=f"a multiple of the communities' k = {k}",
+                remedy="change batches.batch_size or mining.k",
+            )
+
+    def draw(
+        self, segments: Sequence[tuple[float, Phase]], *, variant: int
+    ) -> list[tuple[Rows, Rows]]:
+        """Return rows and communities of one epoch's batches, both (S, B), a pair a segment."""
+        row_UK, community_UK = self._choose(self.rows.partitions[variant])
+        order_U = self.rng.permutation(len(row_UK))
+        each = self.batch_size // row_UK.shape[1]
+        shares = np.cumsum([share for share, _ in segments])
+        ends = np.rint(shares * (len(row_UK) // each)).astype(int)[:-1] * each
+        parts = np.split(order_U, ends)
+        return [
+            self._deal(row_UK[part_U], community_UK[part_U], phase.random_share)
+            for part_U, (_, phase) in zip(parts, segments, strict=True)
+        ]
+
+    def _deal(self, row_UK: Rows, community_UK: Rows, share: float) -> tuple[Rows, Rows]:
+        """Deal communities to batches, a share of their places to rows drawn at random."""
+        units, k = row_UK.shape
+        if not units:  # a stretch too short for a batch
+            return (np.empty((0, self.batch_size), np.int32),) * 2
+        if share == 1:
+            row_SB = _deal(row_UK.ravel(), self.rows.group_N, self.batch_size, rng=self.rng)
+            return row_SB, np.full(row_SB.shape, -1, np.int32)
+        each = self.batch_size // k
+        # Batch s gives floor((s + 1) share P) - floor(s share P) of its P places to random rows:
+        # each the whole number below or above, and together their share.
+        step_S = np.floor(np.arange(units // each + 1) * share * each + 1e-9).astype(int)
+        broken_S, broken = np.diff(step_S), step_S[-1]
+        row_UK[:broken] = self.rng.permuted(row_UK[:broken].ravel()).reshape(-1, k)
+        community_UK[:broken] = -1
+        first_SP = np.arange(each) < broken_S[:, None]  # the places of random rows
+        unit_SP = np.empty(first_SP.shape, np.int64)
+        unit_SP[first_SP], unit_SP[~first_SP] = np.arange(broken), np.arange(broken, units)
+        unit_SP = _part_groups(unit_SP, self.rows.group_N[row_UK], rng=self.rng)
+        shape = (-1, self.batch_size)
+        return row_UK[unit_SP].reshape(shape), community_UK[unit_SP].reshape(shape)
+
+    def _choose(self, partition: Partition) -> tuple[Rows, Rows]:
+        """Choose rows in communities, both (U, K); note in ``left_L`` which rows are left out.
+
+        Communities with a row that was left out last time come first. Rows that were left out and
+        are in none of those chosen, as those of the short community, take the places of as many
+        rows of the last communities chosen, and those are left out instead. There is room: fewer
+        rows were left out than fill a batch.
+        """
+        label_N, k = partition.label_N, partition.k
+        order_N = np.lexsort((self.rng.random(len(label_N)), label_N)).astype(np.int32)
+        whole = len(label_N) // k
+        row_CK = order_N[: whole * k].reshape(whole, k)
+        missed = np.unique(label_N[self.left_L])
+        first_C = np.lexsort((self.rng.random(whole), ~np.isin(np.arange(whole), missed)))
+        units = len(label_N) // self.batch_size * (self.batch_size // k)
+        row_UK = row_CK[first_C[:units]]
+        # Rows that must stay come first in their community, so that it loses its last places.
+        stays_UK = np.isin(row_UK, self.left_L)
+        row_UK = np.take_along_axis(row_UK, np.argsort(~stays_UK, axis=1, kind="stable"), axis=1)
+        community_UK = label_N[row_UK]
+        absent_L = self.left_L[~np.isin(self.left_L, row_UK)]
+        if absent_L.size:
+            place_L = np.flatnonzero(~np.isin(row_UK, self.left_L))[-len(absent_L) :]
+            row_UK.flat[place_L] = absent_L
+            together = len(set(label_N[absent_L])) == len(set(place_L // k)) == 1
+            community_UK.flat[place_L] = label_N[absent_L] if together else -1
+        self.left_L = np.setdiff1d(np.arange(len(label_N), dtype=np.int32), row_UK)
+        return row_UK, community_UK
+
+
+def _deal(
+    row_X: Rows, group_N: npt.NDArray[np.int32], batch_size: int, *, rng: np.random.Generator
+) -> Rows:
+    """Deal rows out to batches at random, no group twice in one unless it has more rows than S.
+
+    Like cards: groups in random order, the rows of each side by side, one to each batch in turn.
+    """
+    _, group_X = np.unique(group_N[row_X], return_inverse=True)
+    place_G = rng.permutation(group_X.max() + 1)
+    order_X = np.lexsort((rng.random(len(row_X)), place_G[group_X]))
+    return rng.permuted(row_X[order_X].reshape(batch_size, -1).T, axis=1)
+
+
+def _part_groups(
+    unit_SP: npt.NDArray[np.int64], group_UK: npt.NDArray[np.int32], *, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Exchange communities between batches while that parts rows of one group.
+
+    For a community u of batch s that meets one of its groups there, up to ``LOOK`` communities v
+    of other batches t are tried; u and v change places if fewer groups then meet in s and t.
+    """
+    groups_U = _shared_groups(group_UK)
+    batches: list[list[int]] = unit_SP.tolist()
+    count_S = [Counter(group for u in batch for group in groups_U[u]) for batch in batches]
+
+    def meets(unit: int, batch: int, without: int) -> int:
+        """Count the groups of a unit that are in a batch, one unit of it taken out."""
+        gone, count = groups_U[without], count_S[batch]
+        return sum(count[group] > (group in gone) for group in groups_U[unit])
+
+    for _ in range(PASSES):
+        exchanges = 0
+        # Where a group is in every batch already, no exchange makes it meet itself less.
+        spread = Counter(group for count in count_S for group in +count)
+        for s, p in np.ndindex(unit_SP.shape):
+            u = batches[s][p]
+            if not any(count_S[s][g] > 1 and spread[g] < len(batches) for g in groups_U[u]):
+                continue
+            for place in rng.integers(unit_SP.size, size=LOOK).tolist():
+                t, q = divmod(place, unit_SP.shape[1])
+                v = batches[t][q]
+                now = meets(u, s, u) + meets(v, t, v)
+                if t != s and meets(v, s, u) + meets(u, t, v) < now:
+                    batches[s][p], batches[t][q] = v, u
+                    for batch, came, went in ((s, v, u), (t, u, v)):
+                        count_S[batch].update(groups_U[came])
+                        count_S[batch].subtract(groups_U[went])
+                    exchanges += 1
+                    break
+        if not exchanges:
+            break
+    return np.array(batches)
+
+
+def _shared_groups(group_UK: npt.NDArray[np.int32]) -> list[frozenset[int]]:
+    """Return of each unit the groups that are in another unit too."""
+    sorted_UK = np.sort(group_UK, axis=1)
+    once_UK = np.ones(sorted_UK.shape, bool)
+    once_UK[:, 1:] = sorted_UK[:, 1:] != sorted_UK[:, :-1]
+    group, units = np.unique(sorted_UK[once_UK], return_counts=True)
+    shared_UK = np.isin(sorted_UK, group[units > 1])
+    return [
+        frozenset(group_K[shared_K].tolist())
+        for group_K, shared_K in zip(sorted_UK, shared_UK, strict=True)
+    ]
+
+
+def apart(group_of: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    """Return the groups of all datasets' rows, numbered so that no two datasets share one."""
+    first_D = np.cumsum([0, *(group_N.max(initial=-1) + 1 for group_N in group_of)])[:-1]
+    apart = [group_N + first for group_N, first in zip(group_of, first_D, strict=True)]
+    return np.concatenate(apart).astype(np.int32)
+
+
+def repeats(group_SB: npt.NDArray[np.int32]) -> int:
+    """Count the rows that share a batch with an earlier row of their group."""
+    sorted_SB = np.sort(group_SB, axis=1)
+    return int((sorted_SB[:, 1:] == sorted_SB[:, :-1]).sum())

@@ -1,0 +1,283 @@
+"""Training loops as jobs of Ray Train: several at once, told to end, started again elsewhere.
+
+Trainings (here)         -> a job a config -> its workers: the loop
+whoever is told to end   -> stopping()     -> the loop keeps its step, and raises StoppedError
+                         -> the job is run again, unless this process is to end itself
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from b3_core.config import ComputeSpec
+from b3_core.errors import B3Error, StoppedError
+from b3_core.progress import Progress
+from b3_core.told import is_told, note_sigterm
+
+Loop = Callable[..., None]
+"""Called by every worker with a config, ``rank``, ``progress``, ``report`` and ``stopping``."""
+
+
+class Trainings:
+    """Runs training loops, side by side.
+
+    Parameters
+    ----------
+    ray
+        The module, opened.
+    compute
+        Workers of a job, and how long to wait for loops that are to end.
+    storage
+        Folder or URI for Ray Train's own records.
+    """
+
+    def __init__(self, ray: Any, compute: ComputeSpec, storage: str) -> None:
+        self._ray, self._compute, self._storage = ray, compute, storage
+        self._ending = False
+
+    def run(self, loop: Loop, configs: Sequence[Mapping[str, Any]], progress: Progress) -> None:
+        """Run a job a config until all have ended.
+
+        Where this process is told to end (an exception that is no error: Prefect raises one at
+        SIGTERM), the loops are told so, and waited for.
+
+        Raises
+        ------
+        B3Error
+            What a loop raised on purpose; anything else as Ray reports it, after retries.
+        """
+        shown = _Together(progress, len(configs))
+        board = self._ray.remote(num_cpus=0)(_Board)
+        jobs = [
+            _Job(board.remote(), loop, config, shown.of(place))
+            for place, config in enumerate(configs)
+        ]
+        pool = ThreadPoolExecutor(len(jobs))
+        running: list[Future[None]] = []
+        try:
+            if len(jobs) == 1:  # in this thread, which Ray lets end a job at Ctrl-C
+                self._train(jobs[0])
+            else:
+                running += [pool.submit(self._train, job) for job in jobs]
+                wait(running)
+            for each in running:
+                each.result()
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            self._stop([job.board for job in jobs])
+            wait(running, timeout=10)  # what asks Ray for anything after its end starts it anew
+            raise
+        finally:
+            pool.shutdown(wait=False)
+
+    def _train(self, job: "_Job") -> None:
+        """Run a job until its loop has ended by itself, or this process is to end."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+        from ray.train.torch import TorchTrainer  # noqa: PLC0415
+
+        while True:
+            trainer = TorchTrainer(
+                _train_worker,
+                train_loop_config={
+                    "loop": job.loop,
+                    "config": dict(job.config),
+                    "board": job.board,
+                },
+                torch_config=_noting_torch(),
+                scaling_config=ScalingConfig(
+                    num_workers=self._compute.train_workers,
+                    use_gpu=self._compute.gpus_per_worker > 0,
+                ),
+                run_config=RunConfig(
+                    storage_path=self._storage, failure_config=FailureConfig(max_failures=2)
+                ),
+            )
+            with _polled(self._ray, job.board, job.progress):
+                trainer.fit()
+            error = self._ray.get(job.board.take_error.remote())
+            if error is None:
+                return
+            if self._ending or not isinstance(error, StoppedError):
+                raise error
+
+    def _stop(self, boards: Sequence[Any]) -> None:
+        """Have the loops end where they can go on from, and wait for them, but not for ever."""
+        self._ending = True
+        deadline = time.monotonic() + self._compute.grace_seconds
+        with contextlib.suppress(Exception):  # a board that is gone has no loop
+            self._ray.get([board.stop.remote() for board in boards], timeout=5)
+            while time.monotonic() < deadline:
+                running = [board.running.remote() for board in boards]
+                if not any(self._ray.get(running, timeout=5)):
+                    return
+                time.sleep(0.1)
+
+
+class _Together:
+    """Tells how far several jobs are as one."""
+
+    def __init__(self, progress: Progress, jobs: int) -> None:
+        self._progress = progress
+        self._state: list[tuple[int, int]] = [(0, 0)] * jobs
+        self._lock = threading.Lock()
+
+    def of(self, job: int) -> Progress:
+        """Return what one job tells its progress to."""
+
+        def told(done: int, total: int) -> None:
+            with self._lock:
+                self._state[job] = (done, total)
+                known = [state for state in self._state if state[1]]
+                # Jobs that have said nothing yet are taken to be as long as those that have.
+                whole = sum(total for _, total in known) * len(self._state) // len(known)
+                self._progress(sum(done for done, _ in known), whole)
+
+        return told
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A training to run, and the actor that its workers and this process tell one another by."""
+
+    board: Any
+    loop: Loop
+    config: Mapping[str, Any]
+    progress: Progress
+
+
+class _Board:
+    """An actor that remembers how far a remote job is, why it gave up, and whether it is to end."""
+
+    def __init__(self) -> None:
+        self._state = (0, 0)
+        self._error: B3Error | None = None
+        self._running = self._stopping = False
+
+    def set(self, done: int, total: int) -> None:
+        self._state = (done, total)
+
+    def get(self) -> tuple[int, int]:
+        return self._state
+
+    def fail(self, error: B3Error) -> None:
+        self._error = error
+
+    def take_error(self) -> B3Error | None:
+        error, self._error = self._error, None
+        return error
+
+    def run(self, running: bool) -> None:
+        self._running = running
+
+    def running(self) -> bool:
+        return self._running
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+
+@contextlib.contextmanager
+def _polled(ray: Any, board: Any, progress: Progress) -> Iterator[None]:
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(0.5):
+            with contextlib.suppress(Exception):  # progress is a courtesy, never a failure
+                done, total = ray.get(board.get.remote(), timeout=5)
+                if total:
+                    progress(done, total)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=10)
+
+
+def _train_worker(handed: dict[str, Any]) -> None:
+    """Call the training loop inside a worker of Ray Train."""
+    import ray.train  # noqa: PLC0415
+
+    board = handed["board"]
+
+    def progress(done: int, total: int) -> None:
+        board.set.remote(done, total)
+
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    if rank == 0:
+        ray.get(board.run.remote(True))
+    try:
+        with _heeding(ray, board) as stopping:
+            handed["loop"](
+                handed["config"],
+                rank=rank,
+                progress=progress,
+                report=ray.train.report,
+                stopping=stopping,
+            )
+    except B3Error as error:
+        # Trying again would fail again. A lone worker ends its job here; in a group the others
+        # wait for this one, so Ray must tear all of them down. But all stop together.
+        ray.get(board.fail.remote(error))
+        if context.get_world_size() > 1 and not isinstance(error, StoppedError):
+            raise
+    finally:
+        if rank == 0:
+            ray.get(board.run.remote(False))
+
+
+@contextlib.contextmanager
+def _heeding(ray: Any, board: Any) -> Iterator[Callable[[], bool]]:
+    """Yield what says whether this worker is to end: its process, its node, or the whole run."""
+    from ray.train.v2._internal.execution.context import get_train_context  # noqa: PLC0415
+
+    told, ended = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        while not (told.is_set() or ended.wait(0.5)):
+            with contextlib.suppress(Exception):
+                if ray.get(board.stopping.remote(), timeout=5):
+                    told.set()
+
+    # ray.train.get_preemption_info, but without its round trip that all workers must make together:
+    # a step would wait for it.
+    node = get_train_context().preemption_context
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield lambda: told.is_set() or is_told() or node.preemption_info is not None
+    finally:
+        ended.set()
+        thread.join(timeout=10)
+
+
+def _noting_torch() -> Any:
+    """Return Ray Train's set-up of torch, with workers that note SIGTERM.
+
+    A training runs in a thread of its worker; handlers of signals are set in the main one, where a
+    backend's own set-up runs.
+    """
+    from ray.train.torch.config import TorchConfig, _TorchBackend  # noqa: PLC0415
+
+    class Backend(_TorchBackend):  # type: ignore[misc]
+        def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+            super().on_training_start(worker_group, backend_config)
+            worker_group.execute(note_sigterm)
+
+    class Config(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Config()
