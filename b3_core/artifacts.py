@@ -17,6 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from b3_core.errors import CorruptArtifactError
 from b3_core.remote import Ranged
 
@@ -157,6 +160,12 @@ class Artifact:
                 remedy="delete the artifact's folder and run the same command again",
             )
         return local
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Map an ``.npy`` file, checked as :meth:`path` does: read-only, read where it is used."""
+        file = self.path(name)
+        mapped: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        return np.asarray(mapped)
 
     def open(self, name: str) -> io.RawIOBase:
         """Open a file to read parts of it where it is stored: no copy, a request a read.

@@ -232,6 +232,13 @@ class MiningSpec(Spec):
         description="How ranks are found; ivf and hnsw miss some and pay from about 200,000 rows. "
         "The share of the window that they found is measured and recorded.",
     )
+    cell_rows: int | None = Field(
+        None,
+        ge=1,
+        description="A dataset with more rows than this is mined in cells of so many rows that are "
+        "close together, each by itself, on any number of machines; in one piece if absent. In "
+        "cells a few ranks are missed, and the share that was found is recorded.",
+    )
     label_share: float = Field(
         0.3,
         gt=0,
@@ -272,6 +279,12 @@ class MiningSpec(Spec):
         description="How much less an edge is worth in a community that has many: 0 not at all, "
         "1 nothing at twice the mean.",
     )
+
+    @model_validator(mode="after")
+    def _one_search(self) -> Self:
+        if self.cell_rows is not None and self.search != "exact":
+            raise ValueError(f"search: {self.search} beside cell_rows, which searches in lists")
+        return self
 
     def variant(self, phase: "Phase") -> Self:
         """Return the mining of one phase of a curriculum."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -108,6 +109,10 @@ class PairsRef:
     def table(self, store: ArtifactStore) -> pairs.PairTable:
         """Load the training rows."""
         return pairs.PairTable.load(store.get(self.address), "train")
+
+    def group_N(self, store: ArtifactStore) -> npt.NDArray[np.int32]:
+        """Load the groups of the training rows alone."""
+        return pairs.read_groups(store.get(self.address))
 
     def shelf(self, store: ArtifactStore) -> Shelf | None:
         """Say where the media of its rows are; None where no side has any."""
@@ -324,16 +329,17 @@ class Vectors(DatasetStage):
         }
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        parts = [teacher.Embeddings.load(store.get(shard.address)) for shard in self.shards]
+        parts = (store.get(shard.address) for shard in self.shards)
         if self.earlier is None:
-            joined = teacher.Embeddings.concatenate(parts)
+            width = teacher.Embeddings.join(parts, draft, rows=self.ref.rows)
         else:
             before_N = pairs.rows_before(self.ref.table(store), self.earlier.ref.table(store))
             then = teacher.Embeddings.load(store.get(self.earlier.address))
-            joined = then.carried(before_N, parts)
+            joined = then.carried(before_N, [teacher.Embeddings.load(part) for part in parts])
+            joined.save(draft)
+            width = joined.query_ND.shape[1]
             draft.counts["carried"] = int((before_N >= 0).sum())
-        joined.save(draft)
-        draft.counts |= {"rows": joined.query_ND.shape[0], "width": joined.query_ND.shape[1]}
+        draft.counts |= {"rows": self.ref.rows, "width": width}
 
 
 def check_rows(ref: PairsRef, *, k: int, batch_size: int) -> None:

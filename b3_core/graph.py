@@ -112,7 +112,17 @@ class CsrGraph:
         )
 
 
-def link(ranks: RankTable, *, p: int, m: int, mode: Mode, weights: Weights = "count") -> CsrGraph:
+@dataclass(frozen=True, eq=False)
+class Excerpt:
+    """Ranks of some rows of a table, numbered anew; -1 is also a row that is not among them."""
+
+    neighbour_NM: npt.NDArray[np.int32]
+    score_NM: npt.NDArray[np.float32]
+
+
+def link(
+    ranks: RankTable | Excerpt, *, p: int, m: int, mode: Mode, weights: Weights = "count"
+) -> CsrGraph:
     """Build the window graph: row i's window is its ranks [p, p + m).
 
     Parameters
@@ -152,7 +162,7 @@ def link(ranks: RankTable, *, p: int, m: int, mode: Mode, weights: Weights = "co
     return CsrGraph.of((here_NN + here_NN.T) / 2)
 
 
-def too_hard(ranks: RankTable, *, p: int) -> CsrGraph:
+def too_hard(ranks: RankTable | Excerpt, *, p: int) -> CsrGraph:
     """Link rows where either ranks the other before p: probable false negatives.
 
     Returns
@@ -169,7 +179,7 @@ def too_hard(ranks: RankTable, *, p: int) -> CsrGraph:
     return CsrGraph.of(near_NN + near_NN.T)
 
 
-def _directed(ranks: RankTable, first: int, stop: int, *, scored: bool = False) -> Any:
+def _directed(ranks: RankTable | Excerpt, first: int, stop: int, *, scored: bool = False) -> Any:
     """Return a (N, N) matrix of the rows that each row ranks in [first, stop): 1, or the score."""
     rows, width = ranks.neighbour_NM.shape
     if not 0 <= first <= stop or width < min(stop, rows - 1):

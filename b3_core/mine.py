@@ -93,7 +93,7 @@ class Communities(DatasetStage):
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         return {
             **self.mining.model_dump(
-                exclude={"p", "m", "search", "label_share", "graph", "weights"}
+                exclude={"p", "m", "search", "cell_rows", "label_share", "graph", "weights"}
             ),
             "seed": self.seed,
         }
@@ -185,8 +185,11 @@ class ManifestOf(Stage):
         batches = self.batching.model_dump(
             mode="json", exclude={"curriculum": {"__all__": {"refresh"}}}
         )
+        mining = self.mining.model_dump()
+        if mining["cell_rows"] is None:  # what was mined before there were cells stays
+            del mining["cell_rows"]
         return {
-            "mining": self.mining.model_dump(),
+            "mining": mining,
             "batches": batches,
             "weights": [ref.spec.weight for ref in self.refs],
             "seed": self.seed,

@@ -29,6 +29,7 @@ VERSION = 2
 
 _SLACK = 15  # candidates beyond M and the own group: room for near ties at rank M
 _BLOCK = 1 << 14  # most rows of one block: whole blocks of faiss, and progress every few seconds
+_CHECKED = 1 << 16  # rows of a table looked at together
 _CELL = 40  # bytes a candidate costs: score and row (12), and twice that in faiss's reservoir
 
 
@@ -58,17 +59,23 @@ class RankTable:
             raise ValueError(f"shapes {row_NM.shape} and {score_NM.shape} are not one (N, M)")
         if row_NM.dtype != np.int32 or score_NM.dtype != np.float32:
             raise ValueError(f"types {row_NM.dtype}, {score_NM.dtype} are not int32, float32")
-        rows = len(row_NM)
-        if row_NM.min(initial=-1) < -1 or row_NM.max(initial=-1) >= rows:
+        for start in range(0, len(row_NM), _CHECKED):
+            self._check(start, row_NM[start : start + _CHECKED], score_NM[start : start + _CHECKED])
+
+    def _check(
+        self, start: int, row_XM: npt.NDArray[np.int32], score_XM: npt.NDArray[np.float32]
+    ) -> None:
+        rows = len(self.neighbour_NM)
+        if row_XM.min(initial=-1) < -1 or row_XM.max(initial=-1) >= rows:
             raise ValueError(f"a neighbour is none of the {rows} rows")
-        if (row_NM == np.arange(rows)[:, None]).any():
+        if (row_XM == np.arange(start, start + len(row_XM))[:, None]).any():
             raise ValueError("a row is its own neighbour")
-        if ((row_NM == -1) != np.isneginf(score_NM)).any() or np.isnan(score_NM).any():
+        if ((row_XM == -1) != np.isneginf(score_XM)).any() or np.isnan(score_XM).any():
             raise ValueError("a score is NaN, or -1 and -inf do not stand side by side")
-        if (score_NM[:, 1:] > score_NM[:, :-1]).any():
+        if (score_XM[:, 1:] > score_XM[:, :-1]).any():
             raise ValueError("scores are not sorted, best first")
-        sorted_NM = np.sort(row_NM, axis=1)
-        if ((sorted_NM[:, 1:] == sorted_NM[:, :-1]) & (sorted_NM[:, 1:] >= 0)).any():
+        sorted_XM = np.sort(row_XM, axis=1)
+        if ((sorted_XM[:, 1:] == sorted_XM[:, :-1]) & (sorted_XM[:, 1:] >= 0)).any():
             raise ValueError("a neighbour is ranked twice")
 
     def save(self, draft: Draft) -> None:
@@ -78,12 +85,8 @@ class RankTable:
 
     @classmethod
     def load(cls, artifact: Artifact) -> Self:
-        """Read both files back."""
-        neighbour_NM, score_NM = (
-            np.load(artifact.path(name), allow_pickle=False)
-            for name in ("neighbour.npy", "score.npy")
-        )
-        return cls(neighbour_NM, score_NM)
+        """Map both files into memory."""
+        return cls(artifact.array("neighbour.npy"), artifact.array("score.npy"))
 
 
 def rank(
@@ -260,7 +263,7 @@ class _Pairs:
             found = search.Proposal(empty_B0.astype(np.float32), empty_B0, none_B, none_B)
         else:
             found = using.propose(query_BD, candidates, row_B)
-        best_BM, score_BM, last_B = _settle(
+        best_BM, score_BM, last_B = settle(
             (query_BD, self.positive_ND), (self.group_N, row_B), found[:3], (ranks, spare)
         )
         # A positive that was not proposed scores at most the ceiling. Rank M must score more, not
@@ -337,7 +340,7 @@ def finite(vector_ND: npt.NDArray[np.float32], side: str) -> npt.NDArray[np.floa
 
 
 @njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
-def _settle(
+def settle(
     vectors: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
     owner: tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]],
     found: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]],

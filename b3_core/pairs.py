@@ -222,6 +222,12 @@ def open_rows(file: Path) -> pq.ParquetFile:
     return opened
 
 
+def read_groups(artifact: Artifact) -> npt.NDArray[np.int32]:
+    """Return the group of every training row of a ``Pairs`` artifact, without reading texts."""
+    column = pq.read_table(artifact.path("train.parquet"), columns=["group"])["group"]
+    return np.asarray(column.to_numpy())
+
+
 def read_keys(artifact: Artifact, part: str = "train") -> pa.ChunkedArray:
     """Read the keys of an artifact's training rows, or of another part, and nothing else."""
     return pq.read_table(artifact.path(f"{part}.parquet"), columns=["key"])["key"]

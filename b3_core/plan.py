@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from b3_core.benchmarks import BenchmarkTable, table_of
+from b3_core.celled import communities_of, ranking_of
 from b3_core.config import BatchSpec, ComputeSpec, MiningSpec, PipelineSpec, TrainSpec
 from b3_core.embed import PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Student
 from b3_core.mine import Communities, Graph, ManifestOf
-from b3_core.ranking import Ranking, ranking_of
+from b3_core.ranking import Ranking
 from b3_core.results import Results
 from b3_core.stage import Past, Stage
 from b3_core.store import ArtifactStore
@@ -58,8 +59,8 @@ class Plan:
             A dataset is too small for the batches asked for.
         """
         arms = {name: spec.arm(name) for name in spec.arm_names}
-        minings = [mining for mining, _ in arms.values()]
-        largest = max(v.k for mining, batches in arms.values() for v in mining.variants(batches))
+        minings = [v for mining, batches in arms.values() for v in mining.variants(batches)]
+        largest = max(mining.k for mining in minings)
         batch_size = max(batches.batch_size for _, batches in arms.values())
         vectors = []
         past = Past(store)
@@ -141,8 +142,9 @@ class _Way:
             before = steps[-1].student if steps else None
             if before is not None:
                 vectors = [made.by_student(before.address, self.train) for made in vectors]
+            among = self.mining.variants(batches) if leg else minings
             ranks = [
-                ranking_of(made.ref, made.address, self.mining, among=() if leg else minings).since(
+                ranking_of(made.ref, made.address, self.mining, among=among).since(
                     self.past, made.earlier
                 )
                 for made in vectors
@@ -159,9 +161,7 @@ class _Way:
     def _manifest(self, ranks: Sequence[Ranking], batches: BatchSpec, leg: int) -> ManifestOf:
         partitions = tuple(
             tuple(
-                Communities(table.ref, Graph(table.ref, table, variant), variant, self.seed).since(
-                    self.past
-                )
+                communities_of(table, variant, self.seed).since(self.past)
                 for variant in self.mining.variants(batches)
             )
             for table in ranks

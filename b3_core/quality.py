@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from b3_core.batches import BatchPlan
 from b3_core.communities import Labels, Partition
-from b3_core.graph import link
+from b3_core.edges import count_mutual
 from b3_core.neighbours import RankTable
 
 Figures = npt.NDArray[np.float64]
@@ -52,16 +52,13 @@ def describe(
         rows (and epochs), each with its expectation ``random_...`` for the same sizes.
     """
     row_NM = ranks.neighbour_NM
-    mutual = link(ranks, p=p, m=m, mode="mutual")
-    row_E = np.repeat(np.arange(mutual.rows), np.diff(mutual.indptr))
 
     def count(label_N: Labels) -> dict[str, int]:
         """Count ordered pairs of rows with the same label; -1 is no label."""
-        both_E = (label_N[row_E] == label_N[mutual.indices]) & (label_N[row_E] >= 0)
         counts = {
             "window": _together(label_N, row_NM[:, p : p + m]),
             "too_hard": _together(label_N, row_NM[:, :p]),
-            "mutual": int(both_E.sum()),
+            "mutual": count_mutual(row_NM[:, p : p + m], label_N)[1],
         }
         if group_N is not None:
             held_N = label_N >= 0

@@ -140,7 +140,7 @@ class Ranks(Ranking):
         self, store: ArtifactStore, partition: Partition, mining: MiningSpec
     ) -> dict[str, float]:
         ranks = neighbours.RankTable.load(store.get(self.address))
-        group_N = self.ref.table(store).group_N
+        group_N = self.ref.group_N(store)
         return quality.describe(
             partition, ranks, p=self._cutoff(mining), m=mining.m, group_N=group_N
         )

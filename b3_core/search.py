@@ -142,7 +142,7 @@ class Faiss:
         else:
             return self._search_beyond().propose(query_BD, candidates, row_B)
         score_BC, row_BC = found
-        error_B = _rounding(query_BD.shape[1]) * self.longest * lengths(query_BD)
+        error_B = rounding(query_BD.shape[1]) * self.longest * lengths(query_BD)
         return Proposal(score_BC, row_BC, error_B, score_BC[:, -1] + error_B)
 
     def _search_beyond(self) -> Search:
@@ -231,13 +231,13 @@ class Torch:
     def _error(
         self, query_BD: npt.NDArray[np.float32], query: Any, score_BC: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float64]:
-        length_B, rounding = lengths(query_BD), _rounding(query_BD.shape[1])
+        length_B, off = lengths(query_BD), rounding(query_BD.shape[1])
         if not self.low:
-            return np.asarray(rounding * length_B * self.longest)
+            return np.asarray(off * length_B * self.longest)
         kind = self.torch.finfo(self.dtype)
         lost_B, longest = self._lost(query).numpy(), self.longest + self.lost
         error_B = lost_B * longest + length_B * self.lost
-        error_B += 4 * rounding * (length_B + lost_B) * longest
+        error_B += 4 * off * (length_B + lost_B) * longest
         largest_B = np.maximum(np.abs(score_BC[:, 0]), np.abs(score_BC[:, -1]))
         return np.asarray(error_B + kind.eps / 2 * largest_B + kind.tiny)
 
@@ -290,7 +290,7 @@ class Index:
         if self.hnsw:
             self.index.hnsw.efSearch = HNSW_BREADTH * candidates
         score_BC, row_BC = self.index.search(query_BD, candidates)
-        error_B = _rounding(query_BD.shape[1]) * self.longest * lengths(query_BD)
+        error_B = rounding(query_BD.shape[1]) * self.longest * lengths(query_BD)
         return Proposal(score_BC, row_BC, error_B, np.full(len(query_BD), -np.inf))
 
     def _ivf(self, positive_ND: npt.NDArray[np.float32]) -> Any:
@@ -306,16 +306,34 @@ class Index:
     def _hnsw(self, positive_ND: npt.NDArray[np.float32]) -> Any:
         inner = self.faiss.METRIC_INNER_PRODUCT
         index = self.faiss.IndexHNSWFlat(positive_ND.shape[1], HNSW_LINKS, inner)
-        threads = self.faiss.omp_get_max_threads()
-        self.faiss.omp_set_num_threads(1)
-        try:
+        with one_thread():
             index.add(positive_ND)
-        finally:
-            self.faiss.omp_set_num_threads(threads)
         return index
 
 
-def _rounding(width: int) -> float:
+def nearest(
+    vector_XD: npt.NDArray[np.float32], centre_LD: npt.NDArray[np.float32], best: int
+) -> npt.NDArray[np.int64]:
+    """Return the centres of largest inner product, (X, best), best first; on one thread."""
+    with one_thread() as faiss:
+        inner = faiss.METRIC_INNER_PRODUCT
+        return np.asarray(faiss.knn(vector_XD, centre_LD, best, metric=inner)[1])
+
+
+@contextmanager
+def one_thread() -> Iterator[Any]:
+    """Have faiss, which is what this gives, work on one thread: the same sums on any machine."""
+    faiss = _faiss()
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield faiss
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def rounding(width: int) -> float:
+    """Return how far a sum of D float32 products of unit vectors can be off: D 2**-24."""
     return max(_LEAST_ROUNDING, width * 2.0**-24)
 
 

@@ -8,7 +8,7 @@ stage can be sent to another process.
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -29,6 +29,8 @@ class Stage(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
+    in_parts: ClassVar[bool] = False
+    """Whether it is put together from parts (``waves``)."""
 
     @property
     @abstractmethod
@@ -54,6 +56,14 @@ class Stage(ABC):
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:
         """Read the inputs, compute, write files and counts into the draft."""
 
+    def waves(self, store: ArtifactStore) -> Iterator[Sequence["Stage"]]:
+        """Yield the parts that this is put together from, if any, a wave at a time.
+
+        Parts of a wave do not need one another and may be made at once, anywhere; those of a later
+        wave may need earlier ones, so the next wave is asked for when one is done.
+        """
+        yield from ()
+
     @cached_property
     def address(self) -> Address:
         """Where the artifact will be, known before it is made."""
@@ -74,6 +84,9 @@ class Stage(ABC):
         found = store.find(self.address)
         if found is not None:
             return found
+        for wave in self.waves(store):
+            for part in wave:
+                part.run(store)
         with store.draft(self.address, lineage=self.inputs, settings=self.settings) as draft:
             self.build(store, draft, progress)
         return store.get(self.address)

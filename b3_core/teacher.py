@@ -10,7 +10,7 @@ Legend: N rows, D width.
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -64,6 +64,32 @@ class Embeddings:
         """Write both sides as float16: half the space, and ranks do not notice."""
         np.save(draft.path("query.npy"), self.query_ND.astype(np.float16))
         np.save(draft.path("positive.npy"), self.positive_ND.astype(np.float16))
+
+    @classmethod
+    def join(cls, parts: Iterable[Artifact], draft: Draft, *, rows: int) -> int:
+        """Write what follows one another in several artifacts as one, a part at a time.
+
+        Returns
+        -------
+        int
+            D.
+        """
+        whole: dict[str, npt.NDArray[np.float16]] = {}
+        start = 0
+        for artifact in parts:
+            part = cls.load(artifact)
+            stop = start + len(part.query_ND)
+            for name, vector_ND in (("query", part.query_ND), ("positive", part.positive_ND)):
+                if name not in whole:
+                    shape = rows, vector_ND.shape[1]
+                    whole[name] = np.lib.format.open_memmap(
+                        draft.path(f"{name}.npy"), "w+", np.float16, shape
+                    )
+                whole[name][start:stop] = vector_ND
+            start = stop
+        if start != rows:
+            raise ValueError(f"{start} vectors of {rows} rows")
+        return int(whole["query"].shape[1])
 
     @classmethod
     def load(cls, artifact: Artifact) -> Self:

@@ -1,9 +1,12 @@
 """What work takes of the machine: seconds, and memory of this process."""
 
 import contextlib
+import os
 import resource
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -49,3 +52,53 @@ def peak_mb() -> float:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+class TreePeak:
+    """The most memory that this process and those it started had at once, as far as was seen."""
+
+    mb: float = 0.0
+
+
+@contextlib.contextmanager
+def tree_peak(every: float = 1.0) -> Iterator[TreePeak]:
+    """Watch the memory of this process and its descendants while the block runs (Linux).
+
+    What several share counts once (PSS); pages of mapped files that are in memory count too.
+    """
+    seen, ended = TreePeak(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every):
+            seen.mb = max(seen.mb, sum(map(_pss_mb, _tree(os.getpid()))))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _tree(root: int) -> list[int]:
+    """Return a process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            stat = folder.joinpath("stat").read_text(encoding="utf-8", errors="replace")
+            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(
+                int(folder.name)
+            )
+    found = [root]
+    for process in found:
+        found += children.get(process, [])
+    return found
+
+
+def _pss_mb(process: int) -> float:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024

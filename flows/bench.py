@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from b3_core.config import MiningSpec
 from flows import embedded
 from flows.running import (
     AsJson,
@@ -197,6 +198,57 @@ def cost(
         return {"rows": found, "exponents": exponents(found), "machine": machine()}
 
     run_command(work, as_json=as_json, verbose=verbose, show=_show_cost)
+
+
+@app.command()
+def scale(
+    *,
+    rows: Annotated[list[int], typer.Option(min=1000, help="Drawn rows; repeatable.")] = [  # noqa: B006
+        100_000,
+        300_000,
+        1_000_000,
+    ],
+    whole_up_to: Annotated[
+        int, typer.Option(min=0, help="Sizes up to this are mined in one piece too.")
+    ] = 100_000,
+    cell_rows: Annotated[int, typer.Option(min=100, help="Rows of a cell.")] = 32_768,
+    k: K = 32,
+    pairs: Annotated[
+        int, typer.Option(min=1000, help="Real pairs that rows are drawn like.")
+    ] = 20_000,
+    teacher: Teacher = "static",
+    at: Annotated[int, typer.Option(help="Rows to extrapolate to.")] = 100_000_000,
+    workers: Annotated[list[int], typer.Option(help="Cores there; repeatable.")] = [64, 1024],  # noqa: B006
+    store: Store = ".b3",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Mining in cells, of rows drawn like the demo's code: seconds, memory, and what cells lose.
+
+    Partners are counted by exact ranks of 2,000 sampled rows, whichever ranks were mined with.
+    """
+
+    def work() -> dict[str, Any]:
+        from b3_core.bench.machine import machine  # noqa: PLC0415
+        from b3_core.bench.scale import summary  # noqa: PLC0415
+
+        settings = {
+            "part": "validation",
+            "teacher": teacher,
+            "arms": ["random"],
+            "mining": {"k": k, "cell_rows": cell_rows},
+        }
+        spec = demo_config("code", pairs, store, settings)
+        run_flow("mine", spec.model_copy(update={"mining": MiningSpec(k=k)}))
+        (leg,) = plan_after(spec).legs
+        from flows.scale import scale as flow  # noqa: PLC0415
+
+        found = flow(spec, leg.vectors[0].address, rows, whole_up_to)
+        return {"rows": found, **summary(found, spec.mining, at=at, workers=workers)} | {
+            "machine": machine()
+        }
+
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_scale)
 
 
 @app.command()
@@ -526,3 +578,15 @@ def _show_batch_sizes(console: Console, outcome: dict[str, Any]) -> None:
 def _show_cost(console: Console, outcome: dict[str, Any]) -> None:
     console.print(figures_table(outcome["exponents"]))
     _show(console, outcome)
+
+
+def _show_scale(console: Console, outcome: dict[str, Any]) -> None:
+    for size in outcome["rows"]:
+        for way in ("cells", "whole"):
+            if way in size:
+                console.print(f"{size['rows']:,} rows, {way}: {size[way]['peak_mb']:,} MB at most")
+                console.print(figures_table(size[way]["stages"]))
+    console.print(figures_table(outcome["kept"]))
+    for guess in outcome["extrapolated"]:
+        console.print(guess, soft_wrap=True)
+    _show(console, {key: value for key, value in outcome.items() if key == "exponent"})

@@ -17,7 +17,7 @@ from flows import outcome
 from tasks import reporting
 from tasks.artifacts import publish_manifests
 from tasks.events import MANIFESTS_PUBLISHED, announce
-from tasks.stages import embed_shard, mine_dataset, read_pairs, run_stage
+from tasks.stages import embed_shard, make_part, mine_dataset, read_pairs, run_stage
 from tasks.turns import gpu_turn
 
 
@@ -53,12 +53,13 @@ def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> 
             if store.find(vectors.address) is None:
                 _embed(vectors, ray, store)
         lacking = missing(itertools.chain(now.ranks, now.graphs, now.communities), store)
-        if ray.joins and len({stage.dataset for stage in lacking}) > 1:
-            _mine_apart(lacking, ray, store)
+        in_parts = {stage.dataset for stage in lacking if stage.in_parts}
+        whole = [stage for stage in lacking if stage.dataset not in in_parts]
+        if ray.joins and len({stage.dataset for stage in whole}) > 1:
+            _mine_apart(whole, ray, store)
         # One after another: each uses all cores, and igraph's random generator is global.
         for stage in itertools.chain(lacking, now.manifests.values()):
-            if store.find(stage.address) is None:
-                run_stage(stage, store)
+            make_stage(stage, ray, store)
     made = {key: store.get(manifest.address) for key, manifest in now.manifests.items()}
     publish_manifests(spec.name, made)
 
@@ -74,6 +75,27 @@ def _mine_apart(stages: Sequence[Stage], ray: RaySession, store: ArtifactStore) 
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             progress(done, len(futures))
+
+
+def make_stage(stage: Stage, ray: RaySession, store: ArtifactStore) -> None:
+    """Make a stage, if it is not there, here; and before it any parts of it, wave after wave.
+
+    The parts of a wave are made side by side, on whatever cores of the session are free.
+    """
+    if store.find(stage.address) is not None:
+        return
+    for wave in stage.waves(store):
+        parts = missing(wave, store)
+        if len(parts) == 1:
+            run_stage(parts[0], store)
+        elif parts:
+            with reporting.step(parts[0].name) as progress:
+                progress(len(wave) - len(parts), len(wave))
+                futures = [make_part.submit(part, ray, store.root) for part in parts]
+                for done, future in enumerate(as_completed(futures), len(wave) - len(parts) + 1):
+                    future.result()
+                    progress(done, len(wave))
+    run_stage(stage, store)
 
 
 def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:

@@ -10,6 +10,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
+from b3_core.celled import run_part
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
 from b3_core.errors import InputError, RefusedError
@@ -43,6 +44,20 @@ def run_stage(stage: Stage, store: ArtifactStore) -> None:
     """Make one stage's artifact in this process."""
     with reporting.step(stage.name) as progress:
         stage.run(store, progress)
+
+
+@task(
+    name="part",
+    task_run_name="{part.title}",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=may_pass,
+    retry_jitter_factor=0.5,
+)
+def make_part(part: Stage, session: RaySession, root: str) -> None:
+    """Make one part of a stage on a core of whichever worker has one."""
+    session.call(run_part, root, part)
 
 
 @task(name="mine-dataset", task_run_name="mine {dataset}", cache_policy=NO_CACHE, retries=1)

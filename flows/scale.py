@@ -1,0 +1,79 @@
+"""The flow ``scale``: drawn rows, mined in cells and, where that fits, in one piece."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from b3_core import usage
+from b3_core.artifacts import Address
+from b3_core.bench import scale as bench
+from b3_core.celled import CelledCommunities, CelledRanks, communities_of, ranking_of
+from b3_core.communities import Partition
+from b3_core.config import DatasetSpec, MiningSpec, PipelineSpec
+from b3_core.embed import PairsRef
+from b3_core.ranking import Ranking
+from b3_core.ray_session import session
+from b3_core.stage import Stage
+from b3_core.store import ArtifactStore
+from flows.mine import make_stage
+
+
+@flow(name="scale", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
+def scale(spec: PipelineSpec, real: Address, rows: Sequence[int], whole_up_to: int) -> list[Any]:
+    """Mine drawn rows of each size; return a row a size."""
+    store = ArtifactStore(spec.store.root)
+    return [_one(spec, real, size, whole=size <= whole_up_to, store=store) for size in rows]
+
+
+def _one(
+    spec: PipelineSpec, real: Address, size: int, *, whole: bool, store: ArtifactStore
+) -> dict[str, Any]:
+    drawn = bench.DrawnPairs(size)
+    dataset = DatasetSpec(name=drawn.dataset, uri="drawn", query="query", positive="positive")
+    ref = PairsRef.of(dataset, drawn.run(store))
+    vectors = bench.DrawnVectors(ref, real)
+    vectors.run(store)
+    made = store.get(vectors.address)
+    sides = made.array("query.npy"), made.array("positive.npy")
+    p, mining = spec.mining.cutoff("retrieval"), spec.mining
+    sample = bench.sample_exactly(sides, group_N=ref.group_N(store), width=p + mining.m)
+    found: dict[str, Any] = {"rows": size}
+    ways = {"cells": mining}
+    if whole:
+        ways["whole"] = mining.model_copy(update={"cell_rows": None})
+    for name, how in ways.items():
+        found[name] = _mined(spec, ranking_of(ref, vectors.address, how), how, store)
+        partition = Partition.load(store.get(found[name].pop("address")))
+        found[name] |= bench.partners(partition, *sample, p=p)
+    if whole:
+        found["window_loss"] = round(1 - found["cells"]["window"] / found["whole"]["window"], 4)
+    return found
+
+
+def _mined(
+    spec: PipelineSpec, table: Ranking, mining: MiningSpec, store: ArtifactStore
+) -> dict[str, Any]:
+    communities = communities_of(table, mining, spec.seeds[0])
+    started = time.monotonic()
+    with session(spec.compute) as ray, usage.tree_peak() as peak:
+        for stage in (table, communities.graph, communities):
+            make_stage(stage, ray, store)
+    return {
+        "stages": bench.stage_rows(_parts(table, communities, store), store),
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "peak_mb": round(peak.mb),
+        "address": communities.address,
+    }
+
+
+def _parts(table: Ranking, communities: Any, store: ArtifactStore) -> dict[str, list[Stage]]:
+    found: dict[str, list[Stage]] = {}
+    if isinstance(table, CelledRanks) and isinstance(communities, CelledCommunities):
+        for stage in (table, communities):
+            for part in (part for wave in stage.waves(store) for part in wave):
+                found.setdefault(part.name, []).append(part)
+    whole: tuple[Stage, ...] = (table, communities.graph, communities)
+    return found | {stage.name: [stage] for stage in whole}

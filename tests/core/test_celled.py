@@ -1,0 +1,177 @@
+"""Mining in cells: the same contract as in one piece, from ranks to a manifest that verifies."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from b3_core import cells, probing
+from b3_core.celled import CelledCommunities, CelledRanks, CellRanks, Linked, Seam, communities_of
+from b3_core.communities import Partition
+from b3_core.errors import InputError
+from b3_core.graph import link, too_hard
+from b3_core.manifest import verify
+from b3_core.neighbours import RankTable
+from tests.conftest import topic_table
+from tests.core.test_incremental import Mining
+
+ROWS = 540
+CELLED = {"p": 2, "m": 20, "k": 8, "cell_rows": 130}
+
+
+@pytest.fixture(autouse=True)
+def small_lists(monkeypatch):
+    """Lists of so few rows that a small dataset has many; all are probed unless a test says so."""
+    monkeypatch.setattr(cells, "LIST_ROWS", 20)
+
+
+def mined(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    mining = Mining(folder, **{"mining": CELLED, **changes})
+    plan, made = mining.run(topic_table(ROWS))
+    return mining, plan, made
+
+
+def test_all_lists_probed_give_the_ranks_of_one_piece(tmp_path):
+    mining, plan, _ = mined(tmp_path / "cells")
+    whole, one, _ = mined(tmp_path / "whole", mining=CELLED | {"cell_rows": None})
+    ranks, same = plan.legs[0].ranks[0], one.legs[0].ranks[0]
+    assert isinstance(ranks, CelledRanks) and not isinstance(same, CelledRanks)
+    made = mining.store.get(ranks.address)
+    assert made.counts["cells"] == 4
+    assert made.counts["window_recall"] == 1.0
+    table = RankTable.load(made)
+    expected = RankTable.load(whole.store.get(same.address))
+    assert np.array_equal(
+        table.neighbour_NM[:, : ranks.width], expected.neighbour_NM[:, : ranks.width]
+    )
+    assert np.array_equal(table.score_NM[:, : ranks.width], expected.score_NM[:, : ranks.width])
+
+
+def test_edges_counted_are_those_of_one_piece(tmp_path):
+    mining, plan, _ = mined(tmp_path / "cells")
+    whole, one, _ = mined(tmp_path / "whole", mining=CELLED | {"cell_rows": None})
+    counted = mining.store.get(plan.legs[0].graphs[0].address).counts
+    assert counted == whole.store.get(one.legs[0].graphs[0].address).counts
+
+
+@pytest.mark.parametrize("settings", [{}, {"graph": "union", "repulsion": 1.0}, {"swap_rounds": 0}])
+def test_communities_are_exact_and_keep_most_of_what_one_piece_keeps(tmp_path, settings):
+    mining, plan, _ = mined(tmp_path / "cells", mining=CELLED | settings)
+    whole, one, _ = mined(tmp_path / "whole", mining=CELLED | settings | {"cell_rows": None})
+    stage, same = plan.legs[0].communities[0], one.legs[0].communities[0]
+    assert isinstance(stage, CelledCommunities)
+    Partition.load(mining.store.get(stage.address))  # checks that every size is k, but the last
+    found, kept = mining.store.get(stage.address).counts, whole.store.get(same.address).counts
+    assert found["window"] > max(0.7 * kept["window"], 2 * found["random_window"])
+    assert verify(mining.manifest(plan))["rows"] > 0
+
+
+def test_a_size_that_is_no_multiple_leaves_one_short_community(tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    mining = Mining(
+        folder,
+        mining=CELLED | {"k": 7},
+        batches={"batch_size": 28, "curriculum": [{"epochs": 1}]},
+    )
+    plan, _ = mining.run(topic_table(ROWS + 3))
+    stage = plan.legs[0].communities[0]
+    label_N = Partition.load(mining.store.get(stage.address)).label_N
+    size_C = np.bincount(label_N)
+    assert (size_C[:-1] == 7).all() and size_C[-1] == (len(label_N) - 1) % 7 + 1
+
+
+def test_arms_with_other_k_share_cells(tmp_path):
+    changes = {
+        "batches": {
+            "batch_size": 48,
+            "curriculum": [{"epochs": 1, "k": 6}, {"epochs": 1, "k": 8}],
+        }
+    }
+    mining, plan, _ = mined(tmp_path / "two", **changes)
+    (ranks,) = plan.legs[0].ranks
+    assert ranks.unit == 24
+    sizes = {Partition.load(mining.store.get(each.address)).k for each in plan.legs[0].communities}
+    assert sizes == {6, 8}
+
+
+def test_seams_raise_what_is_kept(tmp_path):
+    mining, plan, _ = mined(tmp_path / "cells", mining=CELLED | {"evenness": 0.0})
+    stage = plan.legs[0].communities[0]
+    waves = list(stage.waves(mining.store))
+    seams = [part for wave in waves for part in wave if isinstance(part, Seam)]
+    assert seams
+    ranks = RankTable.load(mining.store.get(plan.legs[0].ranks[0].address))
+    graph = link(ranks, p=2, m=20, mode="mutual")
+    row_E = np.repeat(np.arange(graph.rows), np.diff(graph.indptr))
+
+    def kept(label_N):
+        return int((label_N[row_E] == label_N[graph.indices]).sum())
+
+    before_N = np.empty(graph.rows, np.int32)
+    base = 0
+    for part in waves[0]:
+        seats = mining.store.get(part.address).array("seats.npy")
+        before_N[seats] = base + np.arange(len(seats)) // 8
+        base += -(-len(seats) // 8)
+    after = Partition.load(mining.store.get(stage.address))
+    assert kept(after.label_N) > kept(before_N)
+    assert after.objective == pytest.approx(kept(after.label_N) / 2)
+
+
+def test_rows_of_a_part_are_linked_as_in_the_whole(tmp_path):
+    mining, plan, _ = mined(tmp_path / "cells")
+    leg = plan.legs[0]
+    ranks = RankTable.load(mining.store.get(leg.ranks[0].address))
+    row_R = np.sort(np.random.default_rng(0).choice(graph_rows(leg), 200, replace=False))
+    found = Linked.of(mining.store, leg.graphs[0], row_R.astype(np.int32))
+    for own, whole in (
+        (found.attract, link(ranks, p=2, m=20, mode="mutual")),
+        (found.repel, too_hard(ranks, p=2)),
+    ):
+        expected = whole.to_scipy()[row_R][:, row_R]
+        assert expected.nnz and (own.to_scipy() != expected).nnz == 0
+
+
+def graph_rows(leg):
+    return leg.ranks[0].ref.rows
+
+
+def test_a_part_that_is_there_is_not_made_again_and_changes_nothing(tmp_path):
+    mining, plan, _ = mined(tmp_path / "cells")
+    leg = plan.legs[0]
+    parts = [part for wave in leg.ranks[0].waves(mining.store) for part in wave]
+    lost = [part for part in parts if isinstance(part, CellRanks)][1]
+    hashes = {
+        name: file.sha256 for name, file in mining.store.get(leg.ranks[0].address).files.items()
+    }
+    for stage in (lost, leg.ranks[0]):
+        shutil.rmtree(f"{mining.spec.store.root}/{stage.address.path}")
+    again = type(mining.store)(mining.spec.store.root)
+    made = [part for part in parts if again.find(part.address) is None]
+    assert made == [lost]
+    leg.ranks[0].run(again)
+    assert hashes == {
+        name: file.sha256 for name, file in again.get(leg.ranks[0].address).files.items()
+    }
+
+
+def test_few_lists_lose_a_part_and_say_which(tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "PROBES", 4)
+    mining, plan, _ = mined(tmp_path / "cells")
+    assert 0.3 < mining.store.get(plan.legs[0].ranks[0].address).counts["window_recall"] < 1.0
+    assert verify(mining.manifest(plan))["rows"] > 0
+
+
+def test_a_small_dataset_is_mined_in_one_piece(tmp_path):
+    _, plan, _ = mined(tmp_path / "cells", mining=CELLED | {"cell_rows": ROWS})
+    assert not isinstance(plan.legs[0].ranks[0], CelledRanks)
+    assert type(communities_of(plan.legs[0].ranks[0], plan.legs[0].graphs[0].mining, 0)) is type(
+        plan.legs[0].communities[0]
+    )
+
+
+def test_cells_and_another_search_are_refused(tmp_path):
+    with pytest.raises(InputError, match="search: ivf beside cell_rows"):
+        mined(tmp_path / "both", mining=CELLED | {"search": "ivf"})
