@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from b3_core.config import load_config
-from flows import bench, embedded
+from flows import bench, embedded, report
 from flows.running import (
     AsJson,
     Corpus,
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench.app)
+app.command()(report.report)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see README, 'Your own data'.")]
 

@@ -11,7 +11,7 @@ from typing import Any
 ISOLATED = 0.10  # share of rows without a window edge
 LIKE_RANDOM = 1.5  # times the window partners of random communities
 MOVED = 0.5  # share of rows that are not where the partitioner put them
-LIKELY_PAIRS = 0.02  # share of pairs that are likely false negatives
+LIKELY_PAIRS = 0.03  # share of pairs that are likely false negatives, beyond that of random batches
 TOO_HARD = 0.5  # too-hard partners a window partner
 MEETING = 0.005  # share of slots that meet a duplicate
 LEFT_OUT = 0.05  # share of an epoch's rows
@@ -72,14 +72,16 @@ def _like_random(figures: Mapping[str, Any]) -> _Said:
 
 
 def _false_negatives(figures: Mapping[str, Any]) -> _Said:
-    found = (figures["batches"]["mined"] or {}).get("false_negatives")
-    if not found or (found["share_of_pairs"] or 0) < LIKELY_PAIRS:
+    found, drawn = (
+        (figures["batches"][arm] or {}).get("false_negatives") or {} for arm in ("mined", "random")
+    )
+    share, floor = found.get("share_of_pairs"), drawn.get("share_of_pairs") or 0.0
+    if share is None or share - floor < LIKELY_PAIRS:
         return None
     return (
         "false-negatives",
-        f"{found['share_of_pairs']:.1%} of in-batch pairs score at least {found['threshold']} of "
-        f"the row's own positive ({found['partners_a_row']:.1f} a row): likely false negatives, "
-        "if the teacher is right",
+        f"{share:.1%} of in-batch pairs score at least {found['threshold']} of the row's own "
+        f"positive, of random pairs {floor:.1%}: false negatives, as far as the teacher is right",
         "raise mining.p or mining.repulsion; give a group column for rows that answer one another",
     )
 
@@ -93,7 +95,7 @@ def _too_hard(figures: Mapping[str, Any]) -> _Said:
         "too-hard",
         f"a community holds {hard:.2f} partners a row at ranks below p = {figures['p']}, beside "
         f"{window:.2f} in the window",
-        "set mining.repulsion (1 halves them or better), or a smaller mining.p if they are sound",
+        "set mining.repulsion to 1, or a smaller mining.p if they are sound",
     )
 
 
@@ -105,7 +107,7 @@ def _duplicates(figures: Mapping[str, Any]) -> _Said:
         "groups",
         f"batches hold duplicates: {found['same_group']:,} of {found['slots']:,} slots meet a row "
         "of their own group; the loss must mask them",
-        "use GroupedInfoNCE or MinedBatches' labels; fewer rows a batch, or drop repeated positives",
+        "use GroupedInfoNCE or MinedBatches' labels; drop repeated positives, or a smaller batch",
     )
 
 

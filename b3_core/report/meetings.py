@@ -21,7 +21,7 @@ Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 
 #: A partner is likely a false negative where the teacher scores it at least this share of the
-#: row's own positive: positive-aware mining's rule (NV-Retriever, arXiv 2407.15831, "TopK-PercPos").
+#: row's own positive: positive-aware mining's rule (NV-Retriever, arXiv 2407.15831).
 LIKELY = 0.95
 _AT = (0.90, LIKELY, 1.00)
 
@@ -61,7 +61,7 @@ class RankSight:
 
 
 class LabelSight:
-    """Of a classification: a row of a label that row i is near is in i's window; none is too hard."""
+    """Of a classification: rows of labels that a row is near are its window; none is too hard."""
 
     first, stop = 0, 1
 
@@ -140,8 +140,8 @@ def meet(
         Epoch of each batch; 0 if absent.
     """
     batches, size = row_SB.shape
-    names = ("window", "too_hard", "inside_window", "inside_too_hard")
-    names += tuple(_likely_name(at) for at in _AT)
+    names = ["window", "too_hard", "inside_window", "inside_too_hard"]
+    names += [_likely_name(at) for at in _AT]
     counts = {name: np.zeros((batches, size), np.int32) for name in names}
     sums = {name: np.zeros(batches) for name in ("score", "inside_score", "likely", "judged")}
     pairs_S, inside_S = np.zeros((2, batches), np.int64)
@@ -152,26 +152,26 @@ def meet(
         community_B = community_SB[s]
         inside_BB = (community_B[:, None] == community_B) & (community_B >= 0) & other_BB
         pairs_S[s], inside_S[s] = other_BB.sum(), inside_BB.sum()
-        if looked.sight is not None:
-            for name, found_BB in _ranked(looked.sight, row_B, other_BB).items():
-                counts[name][s] = found_BB.sum(axis=1)
-                counts[f"inside_{name}"][s] = (found_BB & inside_BB).sum(axis=1)
+        found_BB = {} if looked.sight is None else _ranked(looked.sight, row_B, other_BB)
         score_BB = looked.scores(row_B)
-        if score_BB is None:
-            continue
-        own_SB[s] = score_BB.diagonal()
-        score_X += _binned(score_BB[other_BB])
-        sums["score"][s] = score_BB[other_BB].sum()
-        sums["inside_score"][s] = score_BB[inside_BB].sum()
-        hardest_SB[s] = np.where(
-            other_BB.any(axis=1), np.where(other_BB, score_BB, -np.inf).max(axis=1), np.nan
-        )
-        judged_BB = other_BB & (own_SB[s] > 0)[:, None]
-        sums["judged"][s] = judged_BB.sum()
-        for at in _AT:
-            likely_BB = judged_BB & (score_BB >= at * own_SB[s][:, None])
-            counts[_likely_name(at)][s] = likely_BB.sum(axis=1)
-        sums["likely"][s] = counts[_likely_name(LIKELY)][s].sum()
+        if score_BB is not None:
+            own_B = score_BB.diagonal()
+            judged_BB = other_BB & (own_B > 0)[:, None]
+            found_BB |= {
+                _likely_name(at): judged_BB & (score_BB >= at * own_B[:, None]) for at in _AT
+            }
+            score_X += _binned(score_BB[other_BB])
+            sums["score"][s] = score_BB[other_BB].sum()
+            sums["inside_score"][s] = score_BB[inside_BB].sum()
+            sums["judged"][s] = judged_BB.sum()
+            sums["likely"][s] = found_BB[_likely_name(LIKELY)].sum()
+            own_SB[s] = own_B
+            hardest_B = np.where(other_BB, score_BB, -np.inf).max(axis=1)
+            hardest_SB[s] = np.where(np.isinf(hardest_B), np.nan, hardest_B)
+        for name, marked_BB in found_BB.items():
+            counts[name][s] = marked_BB.sum(axis=1)
+            if f"inside_{name}" in counts:
+                counts[f"inside_{name}"][s] = (marked_BB & inside_BB).sum(axis=1)
     return Meetings(
         epoch_S=np.zeros(batches, np.int16) if epoch_S is None else epoch_S,
         pairs_S=pairs_S,

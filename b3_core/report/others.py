@@ -13,7 +13,7 @@ import numpy as np
 from b3_core import balance, batches, communities, graph
 from b3_core.artifacts import Artifact
 from b3_core.config import PAPER_MINING, BatchSpec, MiningSpec, Phase
-from b3_core.errors import B3Error
+from b3_core.errors import B3Error, reason
 from b3_core.manifest import Manifest
 from b3_core.neighbours import RankTable
 from b3_core.report.meetings import Rows
@@ -46,23 +46,10 @@ def paper(
     size; else its partition is made here, from the same ranks.
     """
     if upstream.labelled:
-        return "the paper's rule for classification is this project's: there is no other partition"
+        return "its rule for classification is this project's own: there is no other partition"
     if head["settings"]["mining"]["partitioner"] == PAPER_MINING["partitioner"]:
-        return "this manifest is mined by the paper's recipe"
-    found = _stored(own, head, upstream)
-    if found is not None:
-        return found
-    if upstream.ranks is None:
-        return "the ranks are not in the store, and no manifest of an arm `paper` is"
-    if upstream.rows > MOST_ROWS:
-        return (
-            f"no manifest of an arm `paper` is in the store, and {upstream.rows:,} rows are more "
-            f"than the {MOST_ROWS:,} that a report partitions: mine with arms: [paper, b3]"
-        )
-    try:
-        return _made(head, upstream, rng=rng)
-    except (B3Error, ValueError) as error:
-        return f"the paper's partition could not be made: {error}"
+        return "this manifest is mined by its recipe"
+    return _stored(own, head, upstream) or _made(head, upstream, rng=rng)
 
 
 def _stored(own: Artifact, head: dict[str, Any], upstream: Upstream) -> Control | None:
@@ -90,25 +77,29 @@ def _stored(own: Artifact, head: dict[str, Any], upstream: Upstream) -> Control 
     return None
 
 
-def _made(head: dict[str, Any], upstream: Upstream, *, rng: np.random.Generator) -> Control:
-    (artifact,) = upstream.find("ranks")
-    spec = MiningSpec.model_validate({**head["settings"]["mining"], **PAPER_MINING})
-    ranks = RankTable.load(artifact)
-    window = graph.link(ranks, p=upstream.entry["p"], m=upstream.entry["m"], mode="mutual")
-    found_N = communities.find_communities(window, spec, rng=rng, repel=None)
+def _made(head: dict[str, Any], upstream: Upstream, *, rng: np.random.Generator) -> Control | str:
+    if upstream.ranks is None:
+        return "no manifest of an arm `paper` is in the store, nor are the ranks"
+    if upstream.rows > MOST_ROWS:
+        return (
+            f"no manifest of an arm `paper` is in the store, and {upstream.rows:,} rows are more "
+            f"than the {MOST_ROWS:,} that a report partitions: mine with arms: [paper, b3]"
+        )
     alone_N = np.arange(upstream.rows, dtype=np.int32)
-    partition = balance.balance(
-        found_N,
-        attract=window,
-        repel=graph.CsrGraph.empty(window.rows),
-        group_N=alone_N,
-        spec=spec,
-        rng=rng,
-    )
-    plan = batches.plan_batches(
-        [[partition]],
-        group_of=[alone_N],
-        spec=BatchSpec(batch_size=head["batch_size"], curriculum=(Phase(),)),
-        rng=rng,
-    )
+    try:
+        ranks = RankTable.load(upstream.find("ranks")[0])
+        window = graph.link(ranks, p=upstream.entry["p"], m=upstream.entry["m"], mode="mutual")
+        spec = MiningSpec.model_validate({**head["settings"]["mining"], **PAPER_MINING})
+        partition = balance.balance(
+            communities.find_communities(window, spec, rng=rng),
+            attract=window,
+            repel=graph.CsrGraph.empty(window.rows),
+            group_N=alone_N,
+            spec=spec,
+            rng=rng,
+        )
+    except (B3Error, ValueError) as error:
+        return f"its partition could not be made: {reason(error)}"
+    spec_of = BatchSpec(batch_size=head["batch_size"], curriculum=(Phase(),))
+    plan = batches.plan_batches([[partition]], group_of=[alone_N], spec=spec_of, rng=rng)
     return Control(plan.row_SB, plan.community_SB, "METIS at its defaults on the same ranks, here")

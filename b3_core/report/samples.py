@@ -9,6 +9,7 @@ Legend: S batches, B rows of a batch.
 
 import base64
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,7 @@ def read_batch(
         ``batch``, ``epoch``, ``size``; ``rows``: for each shown ``slot, row_id, community, own``
         (the teacher's score of its own positive), ``query``, ``positive``, pictures beside them,
         ``likely`` false negatives in the whole batch, and ``partners``: ``slot, score, positive``,
-        and ``why`` in words, with its parts ``relation``, ``rank`` and ``together``.
+        and ``why`` in words, with its parts ``relation``, ``rank``, ``together`` and ``place``.
     """
     row_B, community_B = plan.row_SB[batch], plan.community_SB[batch]
     score_BB, other_BB = looked.scores(row_B), looked.others(row_B)
@@ -166,30 +167,29 @@ def why(
     place = "same community" if together else "drawn with another community"
     if own < 0 or other < 0:
         place = "drawn at random"
+    labelled = sight is not None and (sight.first, sight.stop) == (0, 1)
+    relation, words = "beyond", "its label is not near" if labelled else "beyond the window"
     if same_group:
-        return _said("group", rank, together, f"same group, masked in the loss; {place}")
-    if rank is None or sight is None:
-        return _said("unknown", None, together, place)
-    labelled = sight.stop == 1 and sight.first == 0
-    if 0 <= rank < sight.first:
-        words = f"too hard: rank {rank}, before p = {sight.first}"
-        return _said("too_hard", rank, together, f"{words}; {place}")
-    if sight.first <= rank < sight.stop:
-        words = (
-            "its label is near" if labelled else f"window: rank {rank} of {sight.first} "
-            f"to {sight.stop - 1}"
-        )
-        return _said("window", rank, together, f"{words}; {place}")
-    words = "its label is not near" if labelled else "beyond the window"
-    return _said("beyond", rank if rank >= 0 else None, together, f"{words}; {place}")
-
-
-def _said(relation: str, rank: int | None, together: bool, words: str) -> dict[str, Any]:
-    return {"relation": relation, "rank": rank, "together": together, "why": words}
+        relation, words = "group", "same group, masked in the loss"
+    elif rank is None or sight is None:
+        relation, words = "unknown", "rank unknown"
+    elif 0 <= rank < sight.first:
+        relation, words = "too_hard", f"too hard, rank {rank} of the first {sight.first}"
+    elif sight.first <= rank < sight.stop:
+        span = f"window, rank {rank} of {sight.first} to {sight.stop - 1}"
+        relation, words = "window", "its label is near" if labelled else span
+    return {
+        "relation": relation,
+        "rank": rank if rank is not None and rank >= 0 and not labelled else None,
+        "together": together,
+        "place": place,
+        "why": f"{words}; {place}",
+    }
 
 
 def cut(text: str, characters: int) -> str:
-    """Shorten a text, at a space if there is one near."""
+    """Shorten a text, at a space if there is one near; blank lines go."""
+    text = re.sub(r"\n\s*\n", "\n", text)
     if len(text) <= characters:
         return text
     head = text[:characters]

@@ -1,6 +1,6 @@
 """What a manifest stands on, and what each stage took: from the artifacts' own records.
 
-    head's lineage -> records -> a line a stage: fingerprint, seconds, memory, bytes, when
+head's lineage -> records -> a line a stage: fingerprint, seconds, memory, bytes, when
 """
 
 from collections.abc import Sequence
