@@ -34,6 +34,8 @@ class Options:
     """Batches to read."""
     seed: int = 0
     """Of what is sampled."""
+    make_paper: bool = True
+    """Partition by the paper's recipe where the store holds no manifest that is."""
     media: Mapping[str, str] | None = None
     """Where images and videos of each dataset are, if its rows name them by path."""
 
@@ -59,6 +61,11 @@ class Dataset:
     def rng(self, purpose: str) -> np.random.Generator:
         """Return a stream of its own for each purpose."""
         return generator(self.options.seed, f"report {self.upstream.name} {purpose}")
+
+    @property
+    def alike(self) -> bool:
+        """Say whether positives stand for queries, so that each is the nearest to itself."""
+        return bool(self.upstream.entry["teacher"].get("reads") == "positive")
 
     def describe(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return the dataset's figures, and its batches to read."""
@@ -128,7 +135,12 @@ class Dataset:
             mined = meet(self.plan.row_SB[shown_S], self.plan.community_SB[shown_S], looked)
         size, limit = self.head["batch_size"], max(budget // 2, 1)
         drawn = others.drawn(self.upstream.rows, size, batches=limit, rng=self.rng("random"))
-        paper = others.paper(self.artifact, self.head, self.upstream, rng=self.rng("paper"))
+        paper = others.paper(
+            self.artifact,
+            self.head,
+            self.upstream,
+            rng=self.rng("paper") if self.options.make_paper else None,
+        )
         sources = {"random": drawn.says, "paper": paper if isinstance(paper, str) else paper.says}
         compared: dict[str, Any] = {
             "mined": figures(mined),
@@ -145,6 +157,9 @@ class Dataset:
                 if mined_S.any()
                 else "batches of this manifest, all drawn at random",
                 **sources,
+                "teacher": "reads positives alone, so a score is of two positives"
+                if self.alike
+                else "scores a query and another row's positive",
             },
             "exact": len(picked_S) == len(self.mine_S),
             "epochs": self._epochs(by_epoch(every), epoch_S),
@@ -179,7 +194,7 @@ class Dataset:
             if "window_recall" in artifact.counts:
                 found["window_recall"] = artifact.counts["window_recall"]
         sides, ranks = self.upstream.sides, self.upstream.ranks
-        if sides is None or ranks is None or not ranks.shape[1]:
+        if sides is None or ranks is None or not ranks.shape[1] or self.alike:
             return found
         rows, limit = self.upstream.rows, self.options.rows
         some_R = np.arange(rows)

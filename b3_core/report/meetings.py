@@ -28,7 +28,9 @@ _AT = (0.90, LIKELY, 1.00)
 BINS = 200  # of scores, over [-1, 1]
 _QUANTILES = (0.1, 0.5, 0.9, 0.99)
 _NOT_RANKED = -1
-_SMALL = 1 << 23  # multiplications; BLAS's threads would wait for one another, for long if others run
+_SMALL = (
+    1 << 23
+)  # multiplications; BLAS's threads would wait for one another, for long if others run
 
 
 class Sight(Protocol):
@@ -88,9 +90,11 @@ class Looked:
         if self.sides is None:
             return None
         query_BD, positive_BD = (np.asarray(side[row_B], np.float32) for side in self.sides)
-        if len(row_B) * positive_BD.size < _SMALL:
-            return np.einsum("id,jd->ij", query_BD, positive_BD).astype(np.float64)
-        return (query_BD @ positive_BD.T).astype(np.float64)
+        small = len(row_B) * positive_BD.size < _SMALL
+        score_BB = (
+            np.einsum("id,jd->ij", query_BD, positive_BD) if small else query_BD @ positive_BD.T
+        )
+        return np.asarray(score_BB, np.float64)
 
     def others(self, row_B: Rows) -> npt.NDArray[np.bool_]:
         """Mark the pairs that count as negatives: different rows of different groups, (B, B)."""

@@ -38,12 +38,12 @@ def drawn(rows: int, batch_size: int, *, batches: int, rng: np.random.Generator)
 
 
 def paper(
-    own: Artifact, head: dict[str, Any], upstream: Upstream, *, rng: np.random.Generator
+    own: Artifact, head: dict[str, Any], upstream: Upstream, *, rng: np.random.Generator | None
 ) -> Control | str:
     """Return batches by the paper's recipe on the same ranks, or why there are none.
 
     A manifest of an arm `paper` in the same store is taken if there is one, with its k and batch
-    size; else its partition is made here, from the same ranks.
+    size; else its partition is made here, from the same ranks, unless ``rng`` is None.
     """
     if upstream.labelled:
         return "its rule for classification is this project's own: there is no other partition"
@@ -77,7 +77,11 @@ def _stored(own: Artifact, head: dict[str, Any], upstream: Upstream) -> Control 
     return None
 
 
-def _made(head: dict[str, Any], upstream: Upstream, *, rng: np.random.Generator) -> Control | str:
+def _made(
+    head: dict[str, Any], upstream: Upstream, *, rng: np.random.Generator | None
+) -> Control | str:
+    if rng is None:
+        return "no manifest of an arm `paper` is in the store"
     if upstream.ranks is None:
         return "no manifest of an arm `paper` is in the store, nor are the ranks"
     if upstream.rows > MOST_ROWS:

@@ -184,6 +184,8 @@ def _datasets(reports: Sequence[Described]) -> list[dict[str, Any]]:
         drawn = view.plots(data, other=other, ident=f"plot-{number}")
         sources = data["sources"]
         said = f"This manifest: {sources['mined']}. Paper: {sources['paper']}."
+        if data["sources"]["teacher"].startswith("reads"):
+            said += f" The teacher {sources['teacher']}."
         shown.append(
             {
                 "name": data["name"],
@@ -292,9 +294,8 @@ def _method(reports: Sequence[Described]) -> str:
     floor = (
         ""
         if drawn is None
-        else f" Of random pairs, which are hardly ever false negatives, {drawn:.1%} count as such: "
-        "so much is the teacher's own error, and what batches have beyond it is an upper bound of "
-        "what mining added."
+        else f" Of random pairs {drawn:.1%} count as such: where a dataset repeats little, that is "
+        "the teacher's own error, and what batches have beyond it bounds what mining added."
     )
     return f"{reports[-1]['sampling']['method']}{floor}"
 

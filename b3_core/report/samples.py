@@ -27,7 +27,7 @@ ROWS = 32  # shown of a batch
 PARTNERS = 5  # of a row
 CHARACTERS = 320  # of a row's text
 SNIPPET = 140  # of a partner's
-SIDE = 96  # pixels of a thumbnail
+SIDE = 96  # pixels of a thumbnail, twice as many across
 PICTURES = 1_000_000  # bytes of all thumbnails together, as they stand in the page
 
 
@@ -69,7 +69,7 @@ def _data_uri(picture: Any) -> str:
     """Encode a thumbnail as PNG or JPEG, whichever is smaller."""
     from PIL import Image, ImageOps  # noqa: PLC0415 - an extra
 
-    small = ImageOps.contain(picture.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    small = ImageOps.contain(picture.convert("RGB"), (2 * SIDE, SIDE), Image.Resampling.LANCZOS)
     bodies = {}
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 72})):
         body = io.BytesIO()

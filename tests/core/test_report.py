@@ -147,7 +147,9 @@ def test_meetings_and_their_slow_twin(seed, size, p, m):
 
 def test_quantiles_are_those_of_the_pairs_to_a_bin():
     rng = np.random.default_rng(0)
-    sides = Sides(*(v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.normal(size=(2, 64, 4))))
+    sides = Sides(
+        *(v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.normal(size=(2, 64, 4)))
+    )
     row_SB = np.arange(64, dtype=np.int32).reshape(2, 32)
     found = figures(meet(row_SB, np.zeros_like(row_SB), Looked(sides, None, None)))
     scores = np.concatenate([
@@ -278,7 +280,11 @@ def test_a_manifest_is_described_alike_each_time_and_as_plain_json(mined):
     assert faq["batches"]["mined"]["batches"] == sum(row["batches"] for row in faq["epochs"][1:])
     assert faq["sources"]["paper"].startswith("METIS at its defaults on the same ranks")
     assert faq["repeats"]["same_group"] == 0 and faq["repeats"]["rows_in_groups"] == 0
-    assert forum["repeats"]["rows_in_groups"] == forum["rows"] == forum["repeats"]["repeated_positives"]
+    assert (
+        forum["repeats"]["rows_in_groups"]
+        == forum["rows"]
+        == forum["repeats"]["repeated_positives"]
+    )
     assert forum["repeats"]["same_positive"] == 0  # the same positive is the same group
     assert {"groups"} <= {each["kind"] for each in forum["advice"]}
     assert set(found["totals"]) == {"seconds", "bytes", "peak_mb", "gone"}
@@ -423,9 +429,13 @@ def test_a_classification_is_known_by_labels(tmp_path):
     assert met["window"]["inside_mean"] == pytest.approx(data["communities"]["window"], rel=0.02)
     assert data["batches"]["paper"] is None and "classification" in data["sources"]["paper"]
     partners = [n for b in found["batches"] for r in b["rows"] for n in r["partners"]]
-    assert {"its label is near", "its label is not near"} <= {n["why"].split(";")[0] for n in partners}
+    assert {"its label is near", "its label is not near"} <= {
+        n["why"].split(";")[0] for n in partners
+    }
     shutil.rmtree(Path(store.root, "kinds", "labels"))
-    assert any("by its label" in said for said in describe(open_artifact(found["manifest"]))["gone"])
+    assert any(
+        "by its label" in said for said in describe(open_artifact(found["manifest"]))["gone"]
+    )
 
 
 def test_pictures_are_shown_small_and_as_many_as_fit(tmp_path):
@@ -446,7 +456,9 @@ def test_pictures_are_shown_small_and_as_many_as_fit(tmp_path):
     pictures = [row["query_picture"] for batch in found["batches"] for row in batch["rows"]]
     assert all(picture.startswith(("data:image/png", "data:image/jpeg")) for picture in pictures)
     assert len(set(pictures)) > 30
-    assert {row["positive_picture"] for batch in found["batches"] for row in batch["rows"]} == {None}
+    assert {row["positive_picture"] for batch in found["batches"] for row in batch["rows"]} == {
+        None
+    }
     few = Album(Shelf(None, store.get(ref.address).path(PACKED)), left=2000)
     media = ref.table(store).table["query_medium"].to_pylist()
     drawn = [few.thumbnail(medium) for medium in media]
@@ -479,7 +491,9 @@ def test_the_papers_arm_is_taken_from_the_store_and_shards_are_counted(tmp_path)
 def test_texts_are_alike_whatever_their_case_and_spaces(tmp_path):
     table = topic_table(60)
     asked = ["How do I open it", " how  do I OPEN it "] + table["question"].to_pylist()[2:]
-    store, stage = mine(tmp_path, BatchSpec(batch_size=4), table.set_column(0, "question", pa.array(asked)))
+    store, stage = mine(
+        tmp_path, BatchSpec(batch_size=4), table.set_column(0, "question", pa.array(asked))
+    )
     (ref,) = stage.refs
     texts = read_texts(store.get(ref.address), [0, 1, 5])
     assert sorted(texts.shown) == [0, 1, 5]
