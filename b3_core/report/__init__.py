@@ -8,8 +8,10 @@
     repeats    batches, texts, groups      duplicates that meet in a batch; edges that are kept
     samples    batches, texts, media       batches to read: nearest partners, and why they are there
     advice     all of these                what is wrong in words, and what to do
-    describe   runs them                   one plain dict, which is the JSON
-    plots, page                            the dict as one HTML file that asks for nothing else
+    dataset, describe                      run them: one plain dict, which is the JSON
+    view       that dict                   rows of tables in words and rounded; plots as SVG
+    page       view, a template            one HTML file that asks for nothing else
+    markdown   view                        the same figures for a run's page
 
 What is gone from the store is said in words, and the rest is shown. Rows are looked at batch by
 batch and vectors where they lie, so memory is bounded by the plan and by ``ROWS`` sampled rows.

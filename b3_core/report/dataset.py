@@ -235,6 +235,8 @@ class Dataset:
         except (ValueError, B3Error) as error:
             up.lack("communities", f"no edges are counted in them ({reason(error)})")
         last = self.mine_S[self.mined_S] if self.mined_S.any() else self.mine_S
+        if not len(last):  # all of its rows are left out
+            return found
         epoch = self.plan.epoch_S[last].max()
         row_SB = self.plan.row_SB[self.mine_S][self.plan.epoch_S[self.mine_S] == epoch]
         batch_N = np.full(up.rows, -1, np.int32)

@@ -226,7 +226,7 @@ def figures(met: Meetings) -> dict[str, Any]:
             float(met.sums["inside_score"].sum() / inside) if inside else None
         )
         found["false_negatives"] = _false_negatives(met)
-    if met.ranked:
+    if met.ranked and met.rows:
         for name in ("window", "too_hard"):
             found[name] = _partners(met.counts[name])
             found[name]["inside_mean"] = (

@@ -7,7 +7,6 @@ Arrays are mapped, not loaded: whoever looks at a few thousand rows reads a few 
 Legend: N rows, D width of a vector, M ranks, E directed edges.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -167,8 +166,3 @@ class Upstream:
 def _mapped(artifact: Artifact, name: str) -> Array:
     array: Array = np.load(artifact.path(name), mmap_mode="r", allow_pickle=False)
     return array
-
-
-def read_json(artifact: Artifact, name: str) -> Any:
-    """Read a file of JSON."""
-    return json.loads(artifact.path(name).read_bytes())

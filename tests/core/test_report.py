@@ -94,6 +94,8 @@ def test_a_row_of_the_own_group_is_no_pair():
     assert mined["pairs"] == 16
     assert mined["window"]["mean"] == 0.0
     assert mined["hardest"]["mean"] < cos(56) + 1e-6
+    none = figures(meet(MINED[:0], TOPICS[:0], eight_points()))
+    assert none == {"batches": 0, "rows": 0, "pairs": 0}
     alone = figures(meet(MINED, TOPICS, eight_points(np.zeros(8, np.int32))))
     assert alone["pairs"] == 0 and "similarity" not in alone
 
