@@ -64,7 +64,7 @@ def _stored(own: Artifact, head: dict[str, Any], upstream: Upstream) -> Control 
         entry = named.get(upstream.name)
         if (
             entry is not None
-            and entry["ranks"] == upstream.entry["ranks"]
+            and all(entry[key] == upstream.entry[key] for key in ("ranks", "p", "m"))
             and mining["partitioner"] == PAPER_MINING["partitioner"]
             and (other["k"], other["batch_size"]) == (head["k"], head["batch_size"])
         ):

@@ -482,6 +482,12 @@ def test_the_papers_arm_is_taken_from_the_store_and_shards_are_counted(tmp_path)
     own = describe(open_artifact(uri["paper"]))["datasets"][0]
     assert own["sources"]["paper"] == "this manifest is mined by its recipe"
     assert own["batches"]["mined"] == data["batches"]["paper"]
+    later, _ = mining.run(topic_table(330, seed=1))
+    other = {
+        arm: mining.store.get(stage.address) for (arm, _), stage in later.legs[0].manifests.items()
+    }
+    says = describe(other["b3"], Options(batches=0))["datasets"][0]["sources"]["paper"]
+    assert says == f"manifest {other['paper'].fingerprint} of the same store, seed 0"
     by_stage = {line["stage"]: line for line in found["stages"]}
     assert list(by_stage) == [
         "pairs", "shards", "embeddings", "ranks", "graph", "communities", "manifest"
