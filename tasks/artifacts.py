@@ -27,6 +27,9 @@ _PROGRESS_SECONDS = 2  # between two updates of a bar
 
 #: Of a manifest's slots, those that the run's page looks at: a second or two.
 _LOOKED_AT = Options(rows=16_384, batches=0, make_paper=False)
+#: Bytes of what a manifest stands on beyond which it is not looked at: all would be fetched, to a
+#: machine that need not be the one that mined. About half a million rows.
+_MOST_BYTES = 1_000_000_000
 
 
 def publish_manifests(pipeline: str, manifests: Mapping[tuple[str, int], Artifact]) -> None:
@@ -52,10 +55,18 @@ def publish_manifests(pipeline: str, manifests: Mapping[tuple[str, int], Artifac
     lines += ["A page about one, or two side by side: `b3 report URI [URI]`."]
     first = {arm: artifact for (arm, _), artifact in reversed(manifests.items())}
     for arm in dict.fromkeys(arm for arm, _ in manifests):
-        lines += ["", f"## {arm}", "", summary(describe(first[arm], _LOOKED_AT))]
+        lines += ["", f"## {arm}", "", _figures(first[arm])]
     create_markdown_artifact(
         "\n".join(lines), key=_key(pipeline, "manifests"), description="Mined batches"
     )
+
+
+def _figures(manifest: Artifact) -> str:
+    lineage = Manifest.read_head(manifest)["lineage"]
+    held = sum(size for files in lineage.values() for size, _ in files.values())
+    if held > _MOST_BYTES:
+        return f"Not looked at, since it stands on {held / 1e9:.1f} GB: `b3 report {manifest.uri}`"
+    return summary(describe(manifest, _LOOKED_AT))
 
 
 def publish_benchmarks(pipeline: str, table: Artifact) -> None:

@@ -5,6 +5,9 @@ import json
 import pytest
 from prefect.artifacts import Artifact
 
+from b3_core.store import open_artifact
+from tasks import artifacts
+
 
 @pytest.fixture
 def mined(command, write_config):
@@ -40,6 +43,14 @@ def test_a_report_is_written_and_its_figures_are_on_the_runs_page(command, mined
     code, out, err = command("report", paper, b3, "-o", tmp_path / "two.html", "--json")
     changed = json.loads(out)["differences"]["settings"]
     assert changed["mining.partitioner"] == ["metis-paper", "leiden"]
+
+
+def test_what_is_large_is_not_fetched_for_the_runs_page(mined, monkeypatch):
+    monkeypatch.setattr(artifacts, "_MOST_BYTES", 1000)
+    uri = mined[1]
+    artifacts.publish_manifests("large", {("b3", 0): open_artifact(uri)})
+    shown = Artifact.get("large-manifests").data
+    assert f"`b3 report {uri}`" in shown and "in its batch" not in shown
 
 
 def test_what_cannot_be_reported_on_is_one_line(command, tmp_path):
