@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 _At = Callable[[float, float], tuple[float, float]]
 
 WIDTH, HEIGHT = 460, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 10, 12, 46
 _MOST = 40  # bins that are drawn
 _LEAST = 5e-4  # share of a bin at either end that is worth drawing
 
