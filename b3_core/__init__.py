@@ -27,6 +27,8 @@ community, B rows a batch)::
 Where the store has what an earlier state of a dataset was mined to, Vectors, Ranks (``carried``)
 and Communities begin with that (``earlier``), and only what changed is worked on.
 
+``report`` reads a manifest and what it was made from, and writes a page; it makes no artifact.
+
 Where a curriculum says ``refresh``, the student is the next teacher and the middle runs again: a
 leg of the plan. ``plan`` works all addresses out beforehand; ``config`` says what one may ask for.
 """

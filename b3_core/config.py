@@ -27,6 +27,16 @@ HARD_NEGATIVES = 5
 #: Classification ranks labels instead of rows, and knows no p.
 DEFAULT_P: dict[str, int] = {"retrieval": 30, "grounding": 30, "vqa": 70, "classification": 0}
 
+#: Of mining, what the published recipe says (arXiv 2505.11293, section 4).
+PAPER_MINING: dict[str, Any] = {
+    "partitioner": "metis-paper",
+    "graph": "mutual",
+    "weights": "count",
+    "swap_rounds": 0,
+    "repulsion": 0.0,
+    "evenness": 0.0,
+}
+
 #: What files of rows are called.
 DATA_SUFFIXES = {".parquet", ".arrow", ".tar"}
 
@@ -710,16 +720,8 @@ class PipelineSpec(Spec):
                 self.batches.model_copy(update=at_random),
             )
         if name.startswith("paper"):
-            paper = {
-                "partitioner": "metis-paper",
-                "graph": "mutual",
-                "weights": "count",
-                "swap_rounds": 0,
-                "repulsion": 0.0,
-                "evenness": 0.0,
-            }
             return (
-                self.mining.model_copy(update=paper),
+                self.mining.model_copy(update=PAPER_MINING),
                 self.batches
                 if name == "paper-curriculum"
                 else self.batches.model_copy(update={"curriculum": (Phase(epochs=everywhere),)}),

@@ -370,7 +370,7 @@ def _shards(store: ArtifactStore, shard: Shard, shard_rows: int) -> tuple[Shard,
     """Cut the rows that a shard counts into shards like it."""
     keys = shard.rows(store)["key"]
     return tuple(
-        replace(shard, start=start, stop=stop, content=_digest(keys[start:stop].to_pylist()))
+        replace(shard, start=start, stop=stop, content=content_of(keys[start:stop].to_pylist()))
         for start, stop in teacher.shard_bounds(len(keys), shard_rows)
     )
 
@@ -406,5 +406,6 @@ def _teacher_settings(spec: TeacherSpec) -> dict[str, Any]:
     return settings
 
 
-def _digest(keys: list[str]) -> str:
+def content_of(keys: list[str]) -> str:
+    """Name rows by their keys."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:20]

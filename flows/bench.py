@@ -226,6 +226,8 @@ def scale(
     """Mining in cells, of rows drawn like the demo's code: seconds, memory, and what cells lose.
 
     Partners are counted by exact ranks of 2,000 sampled rows, whichever ranks were mined with.
+
+    Example: `b3 bench scale --rows 100000 --whole-up-to 100000`
     """
 
     def work() -> dict[str, Any]:

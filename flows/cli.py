@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from b3_core.config import load_config
-from flows import bench, embedded, planning
+from flows import bench, embedded, planning, report
 from flows.init import init
 from flows.running import (
     AsJson,
@@ -123,6 +123,7 @@ def evaluate(config: ConfigFile, *, as_json: AsJson = False, verbose: Verbose = 
 
 
 app.command(rich_help_panel=_LOOK)(planning.plan)
+app.command(rich_help_panel=_LOOK)(report.report)
 
 
 @app.command(rich_help_panel=_MEASURE)

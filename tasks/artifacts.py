@@ -18,14 +18,25 @@ from b3_core.evaluate.compare import sentences
 from b3_core.evaluate.retrieval import METRICS
 from b3_core.manifest import Manifest
 from b3_core.progress import Progress, silent
+from b3_core.report.dataset import Options
+from b3_core.report.describe import describe
+from b3_core.report.markdown import summary
 
 _PROGRESS_SECONDS = 2  # between two updates of a bar
+
+
+#: Of a manifest's slots, those that the run's page looks at: a second or two.
+_LOOKED_AT = Options(rows=16_384, batches=0, make_paper=False)
+#: Bytes of what a manifest stands on beyond which it is not looked at: all would be fetched, to a
+#: machine that need not be the one that mined. About half a million rows.
+_MOST_BYTES = 1_000_000_000
 
 
 def publish_manifests(pipeline: str, manifests: Mapping[tuple[str, int], Artifact]) -> None:
     """Summarise the manifests of all (arm, seed): what is in them, how hard their batches are.
 
     Partners are means over the rows of the first dataset, in the communities of the last phase.
+    Below that, for the first seed of each arm, the figures of ``b3 report``.
     """
     lines = [
         "| arm | seed | batches | rows left out | window partners | too hard |",
@@ -41,9 +52,21 @@ def publish_manifests(pipeline: str, manifests: Mapping[tuple[str, int], Artifac
         )
         places.append(f"- {arm}, seed {seed}: `{artifact.uri}`")
     lines += ["", *places, "", "Check one: `b3 verify URI`. Compare two: `b3 diff URI URI`."]
+    lines += ["A page about one, or two side by side: `b3 report URI [URI]`."]
+    first = {arm: artifact for (arm, _), artifact in reversed(manifests.items())}
+    for arm in dict.fromkeys(arm for arm, _ in manifests):
+        lines += ["", f"## {arm}", "", _figures(first[arm])]
     create_markdown_artifact(
         "\n".join(lines), key=_key(pipeline, "manifests"), description="Mined batches"
     )
+
+
+def _figures(manifest: Artifact) -> str:
+    lineage = Manifest.read_head(manifest)["lineage"]
+    held = sum(size for files in lineage.values() for size, _ in files.values())
+    if held > _MOST_BYTES:
+        return f"Not looked at, since it stands on {held / 1e9:.1f} GB: `b3 report {manifest.uri}`"
+    return summary(describe(manifest, _LOOKED_AT))
 
 
 def publish_benchmarks(pipeline: str, table: Artifact) -> None:

@@ -72,13 +72,13 @@ def write_config(tmp_path, dataset):
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory):
     """One Prefect database for all commands of the test run: migrating one takes seconds."""
     return tmp_path_factory.getbasetemp() / "prefect"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def b3(prefect_home):
     """Return a function that runs ``b3`` as a person would, in a process of its own."""
 
