@@ -24,6 +24,10 @@ community, B rows a batch)::
     Results (results,         evaluations                 arms side by side, with intervals
       evaluate.compare)
 
+With ``mining.cell_rows`` a larger dataset is mined in cells (``cells``, ``probing``, ``celled``):
+Ranks and Communities are put together from parts, one a cell, that are artifacts too, and Graph
+holds counts alone.
+
 Where the store has what an earlier state of a dataset was mined to, Vectors, Ranks (``carried``)
 and Communities begin with that (``earlier``), and only what changed is worked on.
 

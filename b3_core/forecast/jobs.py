@@ -8,14 +8,17 @@ Legend: N rows of a dataset.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from b3_core.artifacts import canonical_json
+from b3_core.cells import LIST_ROWS
 from b3_core.config import BatchSpec, PipelineSpec
 from b3_core.learn import Evaluation, Student
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.plan import Leg, Plan
+from b3_core.probing import PROBES
 from b3_core.ranking import LabelRanks, Ranking
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
@@ -27,8 +30,8 @@ KINDS = (
 )
 
 Work = Mapping[str, float]
-"""Term -> amount: ``once`` (1 of each), ``rows``, ``square`` (pairs of rows), ``steps``, ``texts``
-(to be embedded), ``scores`` (queries times entries)."""
+"""Term -> amount: ``once`` (1 of each), ``rows``, ``square`` (pairs of rows that are scored),
+``steps``, ``texts`` (to be embedded), ``scores`` (queries times entries)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Job:
     dataset: str
     work: Work
     done: bool
+    held: float = math.inf
+    """Rows that a process holds at once, at most: those of two cells where it is mined in cells."""
 
 
 def jobs_of(
@@ -65,7 +70,7 @@ def jobs_of(
     """
     found: list[Job] = []
     for leg in plan.legs:
-        found += _mined(leg, totals, store)
+        found += _mined(leg, totals, store, spec.mining.cell_rows)
         found += _manifests(leg.manifests.values(), totals, store)
         found += [_student(each, totals, store) for each in leg.students.values()]
     found += [_evaluation(each, spec, totals, store) for each in plan.evaluations.values()]
@@ -93,7 +98,13 @@ def key_of(stage: Stage) -> str:
     ).decode()
 
 
-def _mined(leg: Leg, totals: Mapping[str, Rows], store: ArtifactStore | None) -> Iterable[Job]:
+def _mined(
+    leg: Leg,
+    totals: Mapping[str, Rows],
+    store: ArtifactStore | None,
+    cell_rows: int | None,
+) -> Iterable[Job]:
+    held = math.inf if cell_rows is None else 2.0 * cell_rows
     for vectors in leg.vectors:
         done = _done(vectors, store)
         rows = totals[vectors.dataset].train
@@ -109,15 +120,19 @@ def _mined(leg: Leg, totals: Mapping[str, Rows], store: ArtifactStore | None) ->
         yield _of_rows("embeddings", vectors, rows, done=done)
     for ranks in leg.ranks:
         rows = totals[ranks.dataset].train
-        yield _ranks(ranks, rows, done=_done(ranks, store))
+        celled = cell_rows is not None and rows > cell_rows and not isinstance(ranks, LabelRanks)
+        among = min(rows, PROBES * LIST_ROWS) if celled else rows
+        job = _ranks(ranks, rows, among, done=_done(ranks, store))
+        yield replace(job, held=held) if celled else job
     stages: Iterable[Graph | Communities] = (*leg.graphs, *leg.communities)
     for stage in stages:
         kind = "graph" if isinstance(stage, Graph) else "communities"
-        yield _of_rows(kind, stage, totals[stage.dataset].train, done=_done(stage, store))
+        made = _of_rows(kind, stage, totals[stage.dataset].train, done=_done(stage, store))
+        yield made if stage.ref.spec.task == "classification" else replace(made, held=held)
 
 
-def _ranks(stage: Ranking, rows: int, *, done: bool) -> Job:
-    work = {"once": 1.0, "rows": float(rows), "square": float(rows) ** 2}
+def _ranks(stage: Ranking, rows: int, among: int, *, done: bool) -> Job:
+    work = {"once": 1.0, "rows": float(rows), "square": float(rows) * among}
     if isinstance(stage, LabelRanks) or getattr(stage, "method", "exact") != "exact":
         del work["square"]
     return Job("ranks", key_of(stage), stage.dataset, work, done)

@@ -63,6 +63,7 @@ def peak_mb(job: Job, rate: Rate, widths: Widths, *, rows: float) -> float:
         Training rows of the job's datasets.
     """
     seen = rate.at.get("rows", 0.0)
+    rows = min(rows, job.held)
     more = max(0.0, rows - seen) if "rows" in job.work else rows
     return rate.peak_mb + row_bytes(job.kind, widths) * more / MB
 

@@ -206,7 +206,9 @@ def test_what_does_not_fit_is_said_with_what_to_do():
     made = forecast_of([ranks_of(3e6)], {"k": fit([timing])}, totals)
     assert not made.fits
     (said,) = made.problems
-    assert said.startswith("ranks: 1") and "GB of 8.0 GB: does not fit; set mining.cells" in said
+    assert (
+        said.startswith("ranks: 1") and "GB of 8.0 GB: does not fit; set mining.cell_rows" in said
+    )
     small = replace(HERE, memory_gb=64, disk_gb=1)
     made = forecast_of([ranks_of(3e6)], {"k": fit([timing])}, totals, machine=small)
     assert made.problems == [
