@@ -62,7 +62,10 @@ def publish_manifests(pipeline: str, manifests: Mapping[tuple[str, int], Artifac
 
 
 def _figures(manifest: Artifact) -> str:
-    lineage = Manifest.read_head(manifest)["lineage"]
+    head = Manifest.read_head(manifest)
+    if head["settings"]["batches"]["mixing"] == "across":
+        return "Batches are drawn over all datasets: there are no ranks to compare their rows by."
+    lineage = head["lineage"]
     held = sum(size for files in lineage.values() for size, _ in files.values())
     if held > _MOST_BYTES:
         return f"Not looked at, since it stands on {held / 1e9:.1f} GB: `b3 report {manifest.uri}`"

@@ -6,7 +6,7 @@ from typing import Any
 from b3_core.artifacts import Artifact
 from b3_core.batches import BatchPlan
 from b3_core.config import BatchSpec, MiningSpec
-from b3_core.errors import CorruptArtifactError
+from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.manifest import Manifest
 from b3_core.progress import Progress, silent
 from b3_core.report.dataset import Dataset, Options
@@ -38,7 +38,7 @@ def describe(
     Raises
     ------
     InputError
-        The artifact is no manifest.
+        The artifact is no manifest, or one whose batches have rows of several datasets.
     CorruptArtifactError
         Its own files are not what was written.
     """
@@ -49,6 +49,12 @@ def describe(
         plan.check([entry["rows"] for entry in head["datasets"]])
     except ValueError as error:
         raise CorruptArtifactError(f"{artifact.uri}: {error}", remedy="mine again") from error
+    if plan.is_across:
+        raise InputError(
+            f"{artifact.uri} draws its batches over all datasets, whose rows no ranks compare",
+            expected="a manifest whose batches are of one dataset each",
+            remedy="look at a mined arm, or at same-dataset as the control",
+        )
     store = artifact.store
     assert isinstance(store, ArtifactStore)
     upstreams = [Upstream(store, entry, head["lineage"]) for entry in head["datasets"]]

@@ -69,6 +69,8 @@ def _stored(own: Artifact, head: dict[str, Any], upstream: Upstream) -> Control 
             and (other["k"], other["batch_size"]) == (head["k"], head["batch_size"])
         ):
             plan = Manifest.load(artifact).plan
+            if plan.is_across:
+                continue
             mine_S = plan.dataset_S == list(named).index(upstream.name)
             mine_S &= (plan.community_SB >= 0).any(axis=1)
             seed = other["settings"]["seed"]

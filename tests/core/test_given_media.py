@@ -192,7 +192,13 @@ def test_a_row_without_a_negative_blank_is_still_refused(tmp_path: Path) -> None
 def plan_of(rows_SB: list[list[int]]) -> BatchPlan:
     row_SB = np.array(rows_SB, np.int32)
     none_S = np.zeros(len(row_SB), np.int16)
-    return BatchPlan(row_SB, none_S, none_S, np.full_like(row_SB, -1), np.zeros((0, 3), np.int32))
+    return BatchPlan(
+        row_SB,
+        np.zeros_like(row_SB, np.int16),
+        none_S,
+        np.full_like(row_SB, -1),
+        np.zeros((0, 3), np.int32),
+    )
 
 
 def test_a_training_step_sees_the_negatives_picture(tmp_path: Path) -> None:
