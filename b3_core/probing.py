@@ -211,7 +211,11 @@ def exact_ranks(
         at_RX = np.broadcast_to(np.arange(start, start + len(part_XD)), score_RX.shape)
         both_RX = np.concatenate([score_RM, score_RX], axis=1)
         row_RX = np.concatenate([best_RM, at_RX], axis=1)
-        order_RM = np.argsort(-both_RX, axis=1, kind="stable")[:, :width]
+        if both_RX.shape[1] > width:
+            kept_RM = np.argpartition(-both_RX, width - 1, axis=1)[:, :width]
+            both_RX = np.take_along_axis(both_RX, kept_RM, axis=1)
+            row_RX = np.take_along_axis(row_RX, kept_RM, axis=1)
+        order_RM = np.lexsort((row_RX, -both_RX), axis=1)
         score_RM = np.take_along_axis(both_RX, order_RM, axis=1)
         best_RM = np.take_along_axis(row_RX, order_RM, axis=1)
     return np.where(np.isneginf(score_RM), -1, best_RM)
