@@ -397,9 +397,7 @@ class CelledCommunities(Communities):
             progress(done + 1, len(held))
         moved = sum(store.get(part.address).counts["moved"] for wave in waves for part in wave)
         partition = communities.Partition(label_N, k=k, moved=moved, objective=gained)
-        partition.save(draft)
-        draft.counts |= self.graph.ranks.describe(store, partition, self.mining)
-        draft.counts |= {"moved": partition.moved, "objective": partition.objective}
+        self.keep(partition, store, draft)
 
     def _objective(self, store: ArtifactStore, seats_R: Rows) -> float:
         found = Linked.of(store, self.celled, np.sort(seats_R))

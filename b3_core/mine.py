@@ -151,6 +151,10 @@ class Communities(DatasetStage):
             mended = mend.mend(then.label_N, before_N, edited_N=before_N != same_N, **given)
             partition = mended.partition
             draft.counts["touched"] = mended.touched
+        self.keep(partition, store, draft)
+
+    def keep(self, partition: communities.Partition, store: ArtifactStore, draft: Draft) -> None:
+        """Write communities, and what they are worth."""
         partition.save(draft)
         draft.counts |= self.graph.ranks.describe(store, partition, self.mining)
         draft.counts |= {"moved": partition.moved, "objective": partition.objective}

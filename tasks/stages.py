@@ -32,6 +32,15 @@ def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return not isinstance(error, InputError | RefusedError)
 
 
+_TRIED_AGAIN: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": len(RETRY_SECONDS),
+    "retry_delay_seconds": RETRY_SECONDS,
+    "retry_condition_fn": may_pass,
+    "retry_jitter_factor": 0.5,
+}
+
+
 @task(name="read-pairs", task_run_name="read {dataset.name}", cache_policy=NO_CACHE)
 def read_pairs(dataset: DatasetSpec, evaluate: EvalSpec, store: ArtifactStore) -> PairsRef:
     """Read, check and store one dataset."""
@@ -49,11 +58,7 @@ def run_stage(stage: Stage, store: ArtifactStore) -> None:
 @task(
     name="part",
     task_run_name="{part.title}",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_SECONDS),
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=may_pass,
-    retry_jitter_factor=0.5,
+    **_TRIED_AGAIN,
 )
 def make_part(part: Stage, session: RaySession, root: str) -> None:
     """Make one part of a stage on a core of whichever worker has one."""
@@ -69,11 +74,7 @@ def mine_dataset(stages: list[Stage], session: RaySession, root: str, *, dataset
 @task(
     name="embed-shard",
     task_run_name="embed {shard.dataset} {shard.start}-{shard.stop}",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_SECONDS),
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=may_pass,
-    retry_jitter_factor=0.5,
+    **_TRIED_AGAIN,
 )
 def embed_shard(shard: Shard, session: RaySession, root: str) -> None:
     """Have a warm teacher embed one shard."""
@@ -128,10 +129,7 @@ def evaluate_student(
 @task(
     name="look-at",
     task_run_name="look at {dataset.name}",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_SECONDS),
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=may_pass,
+    **_TRIED_AGAIN,
 )
 def look_at(dataset: DatasetSpec, watched: Watched, *, now: float, patience: float) -> bool:
     """Say that a dataset changed, if it did, and remember that it was said."""
