@@ -225,7 +225,8 @@ def scale(
 ) -> None:
     """Mining in cells, of rows drawn like the demo's code: seconds, memory, and what cells lose.
 
-    Partners are counted by exact ranks of 2,000 sampled rows, whichever ranks were mined with.
+    Partners are counted by exact ranks, whichever ranks were mined with: of all rows where they are
+    mined in one piece too, else of 2,000 sampled ones.
 
     Example: `b3 bench scale --rows 100000 --whole-up-to 100000`
     """

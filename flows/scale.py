@@ -7,13 +7,14 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from b3_core import usage
+from b3_core import quality, usage
 from b3_core.artifacts import Address
 from b3_core.bench import scale as bench
 from b3_core.celled import CelledCommunities, CelledRanks, communities_of, ranking_of
 from b3_core.communities import Partition
 from b3_core.config import DatasetSpec, MiningSpec, PipelineSpec
 from b3_core.embed import PairsRef
+from b3_core.neighbours import RankTable
 from b3_core.ranking import Ranking
 from b3_core.ray_session import session
 from b3_core.stage import Stage
@@ -44,11 +45,17 @@ def _one(
     ways = {"cells": mining}
     if whole:
         ways["whole"] = mining.model_copy(update={"cell_rows": None})
+    made_by: dict[str, Partition] = {}
     for name, how in ways.items():
         found[name] = _mined(spec, ranking_of(ref, vectors.address, how), how, store)
-        partition = Partition.load(store.get(found[name].pop("address")))
-        found[name] |= bench.partners(partition, *sample, p=p)
+        made_by[name] = Partition.load(store.get(found[name].pop("address")))
+        found[name] |= bench.partners(made_by[name], *sample, p=p)
     if whole:
+        exact = ranking_of(ref, vectors.address, ways["whole"]).address
+        ranks = RankTable.load(store.get(exact))
+        for name, partition in made_by.items():
+            counted = quality.describe(partition, ranks, p=p, m=mining.m)
+            found[name] |= {each: counted[each] for each in ("window", "too_hard")}
         found["window_loss"] = round(1 - found["cells"]["window"] / found["whole"]["window"], 4)
     return found
 
