@@ -37,8 +37,12 @@ from b3_core.stage import Past, Stage, generator
 from b3_core.store import ArtifactStore
 from b3_core.swap import Net, refine
 
-#: Rounds of seams: in each, a cell exchanges rows with one other.
-SEAM_ROUNDS = 4
+VERSION = 1  # of how seams are chosen
+
+#: Rounds of seams: in each, a cell exchanges rows with one other. Of the window partners that one
+#: piece keeps, 8 cells of 5,000 drawn rows keep .859 after 1, .926 after 4 and .963 after 7, when
+#: all pairs have come; 4 such cells .967 after 3, .980 after 6 and .981 after 9.
+SEAM_ROUNDS = 8
 
 Rows = npt.NDArray[np.int32]
 
@@ -343,7 +347,7 @@ class CelledCommunities(Communities):
     """The communities of all cells, after their seams."""
 
     in_parts: ClassVar[bool] = True
-    version: ClassVar[int] = 100 * Communities.version + cells.VERSION
+    version: ClassVar[int] = 1000 * Communities.version + 10 * cells.VERSION + VERSION
 
     @cached_property
     def celled(self) -> CelledGraph:

@@ -158,20 +158,21 @@ def seams(hits_CC: npt.NDArray[np.integer], rounds: int) -> list[list[tuple[int,
     Returns
     -------
     list of list of (int, int)
-        At most ``rounds`` rounds. In one, no cell is in two pairs; over all, no pair comes twice.
+        ``rounds`` rounds, none if no cell asks for another. In one, no cell is in two pairs; a pair
+        comes again when all have come.
     """
     asked_CC = np.triu(hits_CC + hits_CC.T, 1)
     first, second = np.nonzero(asked_CC)
     best = np.argsort(-asked_CC[first, second], kind="stable")
-    left = list(zip(first[best].tolist(), second[best].tolist(), strict=True))
-    found: list[list[tuple[int, int]]] = []
-    while left and len(found) < rounds:
+    every = list(zip(first[best].tolist(), second[best].tolist(), strict=True))
+    left, found = every, list[list[tuple[int, int]]]()
+    while every and len(found) < rounds:
         chosen: dict[int, tuple[int, int]] = {}
         for pair in left:
             if not chosen.keys() & {*pair}:
                 chosen |= dict.fromkeys(pair, pair)
         found.append(list(dict.fromkeys(chosen.values())))
-        left = [pair for pair in left if pair not in found[-1]]
+        left = [pair for pair in left if pair not in found[-1]] or every
     return found
 
 

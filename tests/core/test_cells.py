@@ -94,18 +94,17 @@ def test_cells_that_are_none_are_refused():
 def test_seams_pair_cells_up(hits, rounds):
     hits_CC = np.array(hits)
     found = seams(hits_CC, rounds)
-    assert len(found) <= rounds
-    every = [pair for pairs in found for pair in pairs]
-    assert len(set(every)) == len(every)
-    asked_CC = hits_CC + hits_CC.T
+    asked_CC = np.triu(hits_CC + hits_CC.T, 1)
+    every = {(int(a), int(b)) for a, b in zip(*np.nonzero(asked_CC), strict=True)}
+    assert len(found) == (rounds if every else 0)
+    left = set(every)
     for pairs in found:
         busy = [cell for pair in pairs for cell in pair]
         assert len(set(busy)) == len(busy)
-        assert all(a < b and asked_CC[a, b] > 0 for a, b in pairs)
-    if found:
-        assert asked_CC[found[0][0]] == np.triu(asked_CC, 1).max()
-    if len(found) < rounds:  # nobody is left who asks for another
-        assert len(every) == int((np.triu(asked_CC, 1) > 0).sum())
+        assert pairs and set(pairs) <= left
+        assert not any({a, b}.isdisjoint(busy) for a, b in left)  # nobody is idle for nothing
+        assert asked_CC[pairs[0]] == max(asked_CC[pair] for pair in left)
+        left = left - set(pairs) or every
 
 
 @pytest.mark.parametrize("groups", [1000, 60])
