@@ -208,11 +208,16 @@ def window_recall(
     row_R = np.sort(rng.choice(rows, min(sample, rows), replace=False))
     first = search.exact(pairs.positive_ND, memory_mb=memory_mb)
     exact_RM, _ = _rank_rows(pairs, row_R, ranks=ranks, first=first, memory_mb=memory_mb)
+    return share_held(exact_RM[:, p:], table.neighbour_NM[row_R, p : p + m])
+
+
+def share_held(wanted_RW: npt.NDArray[np.integer], found_RW: npt.NDArray[np.integer]) -> float:
+    """Return which share of the rows wanted were found, row for row; -1 is none. 1 of nothing."""
     held = wanted = 0
-    for row, exact_M in zip(row_R, exact_RM, strict=True):
-        window = exact_M[p:][exact_M[p:] >= 0]
-        held += int(np.isin(window, table.neighbour_NM[row, p : p + m]).sum())
-        wanted += len(window)
+    for wanted_W, found_W in zip(wanted_RW, found_RW, strict=True):
+        asked = wanted_W[wanted_W >= 0]
+        held += int(np.isin(asked, found_W).sum())
+        wanted += len(asked)
     return held / wanted if wanted else 1.0
 
 

@@ -18,7 +18,7 @@ from numba import njit, prange
 
 from b3_core import search
 from b3_core.cells import Cells, Sides
-from b3_core.neighbours import settle
+from b3_core.neighbours import settle, share_held
 from b3_core.progress import Progress, silent
 
 VERSION = 1
@@ -82,7 +82,7 @@ def _candidates(
     query_BD, positive_ND = sides
     cells, list_BT = lists
     row_B, group_N = owner
-    block = len(query_BD)
+    block, group_B = len(query_BD), group_N[row_B]
     # Twice as many as are wanted: when a query's are full, the lesser half goes.
     found_BC = np.full((block, 2 * most), -1, np.int32)
     near_BC = np.full((block, 2 * most), -np.inf, np.float32)
@@ -96,7 +96,7 @@ def _candidates(
         score_GH = query_BD[query_G] @ positive_ND[row_H].astype(np.float32).T
         _keep(
             (score_GH, row_H, group_N[row_H]),
-            (query_G, group_N[row_B]),
+            (query_G, group_B),
             (found_BC, near_BC, held_B, floor_B),
         )
     return found_BC, near_BC
@@ -186,12 +186,7 @@ def window_recall(
     """
     row_R = np.sort(rng.choice(len(neighbour_NM), min(sample, len(neighbour_NM)), replace=False))
     exact_RM = exact_ranks(sides, row_R, group_N=group_N, width=window.stop)
-    held = wanted = 0
-    for row, exact_M in zip(row_R, exact_RM, strict=True):
-        asked = exact_M[window][exact_M[window] >= 0]
-        held += int(np.isin(asked, neighbour_NM[row, window]).sum())
-        wanted += len(asked)
-    return held / wanted if wanted else 1.0
+    return share_held(exact_RM[:, window], neighbour_NM[row_R, window])
 
 
 def exact_ranks(

@@ -408,6 +408,17 @@ def test_over_s3(mined, s3_bucket):
     assert there == here
 
 
+def mined_of(ref, store):
+    """Mine one dataset, stage by stage, and return its manifest."""
+    ranks = ranking_of(ref, Vectors(ref).run(store).address, MINING)
+    graph = Graph(ref, ranks, MINING)
+    part = Communities(ref, graph, MINING, 0)
+    stage = ManifestOf("small", ((part,),), MINING, BatchSpec(batch_size=8), 0)
+    for each in (ranks, graph, part, stage):
+        each.run(store)
+    return store.get(stage.address)
+
+
 def test_a_classification_is_known_by_labels(tmp_path):
     labels = [f"a label of kind {row % 12}" for row in range(144)]
     table = topic_table(144).set_column(1, "answer", pa.array(labels))
@@ -418,13 +429,7 @@ def test_a_classification_is_known_by_labels(tmp_path):
     )
     store = ArtifactStore(str(tmp_path / "store"))
     ref = PairsRef.of(spec, Pairs.of(spec, EvalSpec()).run(store))
-    ranks = ranking_of(ref, Vectors(ref).run(store).address, MINING)
-    graph = Graph(ref, ranks, MINING)
-    part = Communities(ref, graph, MINING, 0)
-    stage = ManifestOf("small", ((part,),), MINING, BatchSpec(batch_size=8), 0)
-    for each in (ranks, graph, part, stage):
-        each.run(store)
-    found = describe(store.get(stage.address))
+    found = describe(mined_of(ref, store))
     (data,) = found["datasets"]
     met = data["batches"]["mined"]
     assert data["labelled"] and met["too_hard"]["mean"] == 0
@@ -448,13 +453,7 @@ def test_pictures_are_shown_small_and_as_many_as_fit(tmp_path):
     spec = DatasetSpec(name="faq", uri=str(file), query_image="picture", positive="answer")
     store = ArtifactStore(str(tmp_path / "store"))
     ref = PairsRef.of(spec, Pairs.of(spec, EvalSpec()).run(store))
-    ranks = ranking_of(ref, Vectors(ref).run(store).address, MINING)
-    graph = Graph(ref, ranks, MINING)
-    part = Communities(ref, graph, MINING, 0)
-    stage = ManifestOf("small", ((part,),), MINING, BatchSpec(batch_size=8), 0)
-    for each in (ranks, graph, part, stage):
-        each.run(store)
-    found = describe(store.get(stage.address))
+    found = describe(mined_of(ref, store))
     pictures = [row["query_picture"] for batch in found["batches"] for row in batch["rows"]]
     assert all(picture.startswith(("data:image/png", "data:image/jpeg")) for picture in pictures)
     assert len(set(pictures)) > 30
