@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from b3_core.config import ComputeSpec
 from b3_core.progress import Progress, silent
-from b3_core.ray_train import Trainings
+from b3_core.ray_train import Loop, Trainings
 from b3_core.told import keep_handler
 
 # Explicit everywhere: Ray listens on all interfaces, and its default differs by how it is started.
@@ -151,7 +151,7 @@ class RaySession:
 
     def train(
         self,
-        loop: Callable[..., None],
+        loop: Loop,
         configs: Sequence[Mapping[str, Any]],
         *,
         storage: str,

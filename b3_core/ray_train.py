@@ -11,15 +11,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from b3_core.config import ComputeSpec
 from b3_core.errors import B3Error, StoppedError
 from b3_core.progress import Progress
 from b3_core.told import is_told, note_sigterm
 
-Loop = Callable[..., None]
-"""Called by every worker with a config, ``rank``, ``progress``, ``report`` and ``stopping``."""
+
+class Loop(Protocol):
+    """What every worker of a job calls."""
+
+    def __call__(
+        self,
+        config: Any,
+        *,
+        rank: int,
+        progress: Progress,
+        report: Callable[[dict[str, Any]], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        """Train what the config says, as worker ``rank``; end early once ``stopping`` says so."""
 
 
 class Trainings:

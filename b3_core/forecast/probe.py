@@ -94,7 +94,7 @@ def _nothing() -> None:
     pass
 
 
-def _no_training(config: Any, *, rank: int, progress: Any, report: Any) -> None:
+def _no_training(config: Any, *, rank: int, progress: Any, report: Any, stopping: Any) -> None:
     pass
 
 
