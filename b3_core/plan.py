@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from b3_core.benchmarks import BenchmarkTable, table_of
-from b3_core.celled import communities_of, ranking_of
+from b3_core.celled import ranking_of
 from b3_core.config import BatchSpec, ComputeSpec, MiningSpec, PipelineSpec, TrainSpec
 from b3_core.embed import PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Student
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.ranking import Ranking
 from b3_core.results import Results
+from b3_core.seams import communities_of
 from b3_core.stage import Past, Stage
 from b3_core.store import ArtifactStore
 

@@ -10,13 +10,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from b3_core import quality, usage
 from b3_core.artifacts import Address
 from b3_core.bench import scale as bench
-from b3_core.celled import CelledCommunities, CelledRanks, communities_of, ranking_of
+from b3_core.celled import CelledRanks, ranking_of
 from b3_core.communities import Partition
 from b3_core.config import DatasetSpec, MiningSpec, PipelineSpec
 from b3_core.embed import PairsRef
 from b3_core.neighbours import RankTable
 from b3_core.ranking import Ranking
 from b3_core.ray_session import session
+from b3_core.seams import CelledCommunities, communities_of
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 from flows.mine import make_stage

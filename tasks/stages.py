@@ -10,13 +10,13 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from b3_core.celled import run_part
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
 from b3_core.errors import InputError, RefusedError
 from b3_core.learn import Student, evaluate_run, train_loop
 from b3_core.manifest import verify_before_training
 from b3_core.ray_session import RaySession
+from b3_core.seams import run_part
 from b3_core.stage import Maker, Stage, run_stages
 from b3_core.store import ArtifactStore
 from b3_core.watch import Watched

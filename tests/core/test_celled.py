@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from b3_core import cells, probing
-from b3_core.celled import CelledCommunities, CelledRanks, CellRanks, Linked, Seam, communities_of
+from b3_core.celled import CelledRanks, CellRanks
 from b3_core.communities import Partition
 from b3_core.errors import InputError
 from b3_core.graph import link, too_hard
 from b3_core.manifest import verify
 from b3_core.neighbours import RankTable
+from b3_core.seams import CelledCommunities, Linked, Seam, communities_of
 from tests.conftest import topic_table
 from tests.core.test_incremental import Mining
 
@@ -96,28 +97,33 @@ def test_arms_with_other_k_share_cells(tmp_path):
     assert sizes == {6, 8}
 
 
-def test_seams_raise_what_is_kept(tmp_path):
-    mining, plan, _ = mined(tmp_path / "cells", mining=CELLED | {"evenness": 0.0})
+@pytest.mark.parametrize("repulsion", [0.0, 0.5])
+def test_seams_raise_what_is_kept(tmp_path, repulsion):
+    settings = {"evenness": 0.0, "repulsion": repulsion}
+    mining, plan, _ = mined(tmp_path / "cells", mining=CELLED | settings)
     stage = plan.legs[0].communities[0]
     waves = list(stage.waves(mining.store))
     seams = [part for wave in waves for part in wave if isinstance(part, Seam)]
     assert seams
     ranks = RankTable.load(mining.store.get(plan.legs[0].ranks[0].address))
-    graph = link(ranks, p=2, m=20, mode="mutual")
-    row_E = np.repeat(np.arange(graph.rows), np.diff(graph.indptr))
+    attract, repel = link(ranks, p=2, m=20, mode="mutual"), too_hard(ranks, p=2)
 
-    def kept(label_N):
-        return int((label_N[row_E] == label_N[graph.indices]).sum())
+    def inside(graph, label_N):
+        row_E = np.repeat(np.arange(graph.rows), np.diff(graph.indptr))
+        return float(graph.weight[label_N[row_E] == label_N[graph.indices]].sum())
 
-    before_N = np.empty(graph.rows, np.int32)
+    def worth(label_N):
+        return (inside(attract, label_N) - repulsion * inside(repel, label_N)) / 2
+
+    before_N = np.empty(attract.rows, np.int32)
     base = 0
     for part in waves[0]:
         seats = mining.store.get(part.address).array("seats.npy")
         before_N[seats] = base + np.arange(len(seats)) // 8
         base += -(-len(seats) // 8)
     after = Partition.load(mining.store.get(stage.address))
-    assert kept(after.label_N) > kept(before_N)
-    assert after.objective == pytest.approx(kept(after.label_N) / 2)
+    assert worth(after.label_N) > worth(before_N)
+    assert after.objective == pytest.approx(worth(after.label_N))
 
 
 def test_rows_of_a_part_are_linked_as_in_the_whole(tmp_path):
