@@ -115,7 +115,7 @@ def _mined(
         scale = rows / cut if cut and store is None else 1.0
         todo = scale * sum(shard.stop - shard.start for shard in lacking)
         if shards:
-            work = {"once": 1, "rows": todo or float(rows)}
+            work = {"rows": todo or float(rows)}
             yield Job("shards", key_of(shards[0]), vectors.dataset, work, not lacking)
         yield _of_rows("embeddings", vectors, rows, done=done)
     for ranks in leg.ranks:

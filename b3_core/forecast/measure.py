@@ -44,6 +44,7 @@ class Spread:
     jobs: int
     """Trainings side by side."""
     evaluations: int
+    evaluation_threads: int = 2
     shard_rows: int = 4096
 
     @classmethod
@@ -51,11 +52,17 @@ class Spread:
         """Work it out as :mod:`b3_core.ray_session` does."""
         share = spec.compute.gpus_per_worker
         workers = spec.compute.workers or (max(1, int(gpus / share)) if share else cpus)
-        slim = spec.train.student in packaged.SMALL and not share
-        jobs = min(students, cpus) if slim and spec.compute.train_workers == 1 else 1
-        # Two cores each, of those that Ray is told of.
+        small = spec.train.student in packaged.SMALL and not share
+        jobs = min(students, cpus) if small and spec.compute.train_workers == 1 else 1
+        # Two cores each, of those that Ray is told of; small ones have one, on warm workers.
         told = max(cpus, workers, spec.compute.train_workers) + 1
-        return cls(workers, max(1, jobs), max(1, told // 2), spec.compute.shard_rows)
+        return cls(
+            workers,
+            max(1, jobs),
+            evaluations=workers if small else max(1, told // 2),
+            evaluation_threads=1 if small else 2,
+            shard_rows=spec.compute.shard_rows,
+        )
 
 
 @dataclass
@@ -107,7 +114,7 @@ class Prober:
         if kinds & {"shards", "student", "evaluation"}:
             needed.append("start")
         found = Measured()
-        trained: dict[str, Any] = {}
+        trained: list[dict[str, Any]] = []
         for done, name in enumerate(dict.fromkeys(needed)):
             progress(done, len(needed))
             if name == "embed":
@@ -180,7 +187,8 @@ class Prober:
             if name == "mine":
                 found.timings += _timings(answers)
 
-    def _train(self, found: Measured, jobs: Sequence[Job]) -> dict[str, Any]:
+    def _train(self, found: Measured, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """Train as many as a run has at once; return the CONFIG of each."""
         steps = max((job.work["steps"] for job in jobs if job.kind == "student"), default=64)
         spec = self.sample.spec
         held = 0.0 if all(each.eval_uri for each in spec.datasets) else spec.evaluate.holdout
@@ -196,20 +204,22 @@ class Prober:
         ]
         answers = self._run("train", requests, threads=1)
         found.timings += _timings(answers)
-        trained: dict[str, Any] = answers[0]["trained"]
-        return trained
+        return [answer["trained"] for answer in answers]
 
-    def _evaluate(self, found: Measured, trained: dict[str, Any]) -> None:
-        request = self._request(
-            trained=trained,
-            folder=str(self.folder / "evaluation"),
-            seconds=self.seconds,
-            texts=_TEXT_ROWS,
-            queries=max(rows.heldout for rows in self.totals.values()),
-            entries=max(rows.heldout + rows.train for rows in self.totals.values()),
-        )
-        threads = min(2, os.cpu_count() or 1)
-        found.timings += _timings(self._run("evaluate", [request], threads=threads))
+    def _evaluate(self, found: Measured, trained: Sequence[dict[str, Any]]) -> None:
+        requests = [
+            self._request(
+                trained=spec,
+                folder=str(self.folder / f"evaluation-{place}"),
+                seconds=self.seconds,
+                texts=_TEXT_ROWS,
+                queries=max(rows.heldout for rows in self.totals.values()),
+                entries=max(rows.heldout + rows.train for rows in self.totals.values()),
+            )
+            for place, spec in enumerate(trained[: self.spread.evaluations])
+        ]
+        threads = min(self.spread.evaluation_threads, os.cpu_count() or 1)
+        found.timings += _timings(self._run("evaluate", requests, threads=threads))
 
     def _request(self, **more: Any) -> dict[str, Any]:
         common = {

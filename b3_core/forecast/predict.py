@@ -7,6 +7,7 @@ Seconds of work are the sum over artifacts, as records have them. On the clock, 
 side share them, and what starts Ray, its actors and a training job comes on top.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,84 +114,65 @@ class Forecast:
         }
 
 
-def predict(
-    jobs: Sequence[Job],
-    rates: Mapping[str, Rate],
-    kinds: Mapping[str, str],
-    *,
-    totals: Mapping[str, Rows],
-    widths: Widths,
-    spread: Spread,
-    starts: Mapping[str, float],
-    machine: Machine,
-    assumptions: Sequence[str] = (),
-) -> Forecast:
-    """Put a forecast together.
+@dataclass(frozen=True)
+class Basis:
+    """What a forecast rests on."""
 
-    Parameters
-    ----------
-    jobs
-        All of a run, those done included.
-    kinds
-        Key -> kind of the rates.
-    starts
-        Seconds that ``ray``, ``actors``, ``teacher`` and ``training`` take to start; 0 if absent.
-    """
-    stages = []
-    for kind in KINDS:
-        of_kind = [job for job in jobs if job.kind == kind]
-        if of_kind:
-            stages.append(
-                _stage(
-                    kind,
-                    of_kind,
-                    rates,
-                    kinds,
-                    totals=totals,
-                    widths=widths,
-                    spread=spread,
-                    starts=starts,
-                    machine=machine,
-                )
-            )
+    rates: Mapping[str, Rate]
+    kinds: Mapping[str, str]
+    """Key -> kind of the rates."""
+    totals: Mapping[str, Rows]
+    widths: Widths
+    spread: Spread
+    machine: Machine
+    starts: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that ``ray``, ``actors``, ``teacher`` and ``training`` take to start; 0 if absent."""
+
+    def rate(self, job: Job) -> Rate | None:
+        """Return how long such a job takes, if that is known."""
+        return rate_for(job, self.rates, self.kinds)
+
+    def rows(self, job: Job) -> float:
+        """Return the training rows of a job's datasets."""
+        if job.dataset in self.totals:
+            return float(self.totals[job.dataset].train)
+        return float(sum(rows.train for rows in self.totals.values()))
+
+
+def predict(jobs: Sequence[Job], basis: Basis, assumptions: Sequence[str] = ()) -> Forecast:
+    """Put a forecast together, of all jobs of a run, those done included."""
+    by_kind = {kind: [job for job in jobs if job.kind == kind] for kind in KINDS}
+    stages = [_stage(kind, found, basis) for kind, found in by_kind.items() if found]
     rayed = any(job.kind in _RAYED and not job.done for job in jobs)
-    begins = starts.get("ray", 0.0) if rayed else 0.0
-    return Forecast(stages, begins, machine, assumptions)
+    begins = basis.starts.get("ray", 0.0) if rayed else 0.0
+    return Forecast(stages, begins, basis.machine, assumptions)
 
 
 _RAYED = ("shards", "student", "evaluation")
 
 
-def _stage(
-    kind: str,
-    jobs: Sequence[Job],
-    rates: Mapping[str, Rate],
-    kinds: Mapping[str, str],
-    *,
-    totals: Mapping[str, Rows],
-    widths: Widths,
-    spread: Spread,
-    starts: Mapping[str, float],
-    machine: Machine,
-) -> Stage:
+def _stage(kind: str, jobs: Sequence[Job], basis: Basis) -> Stage:
     todo = [job for job in jobs if not job.done]
-    at_once = _at_once(kind, spread, len(todo))
+    at_once = _at_once(kind, basis.spread, len(todo))
     work, peak, disk, bases = 0.0, 0.0, 0.0, []
-    for place, job in enumerate(todo):
-        rate = rate_for(job, rates, kinds)
+    made = Counter[str]()
+    for job in todo:
+        rate = basis.rate(job)
         if rate is None:
             bases.append("not measured")
             continue
-        # The first of its kind in each process pays for imports and loading.
-        work += rate.seconds(job.work, cold=place < at_once and kind != "shards")
-        peak = max(peak, peak_mb(job, rate, widths, rows=_rows(job, totals)))
+        # The first in each process pays for imports and loading.
+        work += rate.seconds(job.work, cold=made[job.key] < at_once and kind != "shards")
+        made[job.key] += 1
+        peak = max(peak, peak_mb(job, rate, basis.widths, rows=basis.rows(job)))
         disk += disk_bytes(job, rate)
         bases.append(rate.source)
-    pieces = _pieces(kind, todo, spread)
-    clock = work / min(at_once, pieces) + (_begins(kind, starts, pieces) if todo else 0.0)
+    pieces = _pieces(kind, todo, basis.spread)
+    begins = _begins(kind, basis.starts, pieces) if todo else 0.0
+    clock = work / min(at_once, pieces) + begins
     memory = at_once * peak + (RUN_MB if kind in _RAYED else MORE_MB) if peak else 0.0
     memory_gb = round(memory * MB / 1e9, 2)
-    problem = None
+    machine, problem = basis.machine, None
     if memory_gb > machine.memory_gb:
         problem = f"{kind}: {memory_gb:.1f} GB of {machine.memory_gb:.1f} GB: does not fit" + (
             f"; {_REMEDIES[kind]}" if _REMEDIES[kind] else ""
@@ -231,9 +213,3 @@ def _begins(kind: str, starts: Mapping[str, float], pieces: float) -> float:
     of_shards = ("actors", "teacher") if pieces > 1 else ("teacher",)
     names = {"shards": of_shards, "student": ("training",)}
     return sum(starts.get(name, 0.0) for name in names.get(kind, ()))
-
-
-def _rows(job: Job, totals: Mapping[str, Rows]) -> float:
-    if job.dataset in totals:
-        return float(totals[job.dataset].train)
-    return float(sum(rows.train for rows in totals.values()))

@@ -79,8 +79,9 @@ def _mined(
     for stage in stages:
         stage.run(store)
         job = work_of[key_of(stage)]
-        first = cold and job.kind not in seen
-        seen.add(job.kind)
+        # Other settings take other code: each has its own first time.
+        first = cold and job.key not in seen
+        seen.add(job.key)
         if not cold or first:
             found.append(timing_of(job, stage, store, cold=first))
     return found

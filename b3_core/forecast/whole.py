@@ -14,7 +14,7 @@ from b3_core.forecast.jobs import Job, Rows, jobs_of, key_of
 from b3_core.forecast.machine import Machine
 from b3_core.forecast.measure import Measured, Prober, Spread
 from b3_core.forecast.past import timings_of
-from b3_core.forecast.predict import Forecast, predict
+from b3_core.forecast.predict import Basis, Forecast, predict
 from b3_core.forecast.rates import Rate, Timing, fit_all
 from b3_core.forecast.sample import Sample, draw, rows_of
 from b3_core.forecast.sizes import Widths, text_bytes
@@ -81,17 +81,16 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
             found = Measured([*timings, *fresh], probed.starts, probed.embedded, probed.dim)
         widths = _widths(like, sample, found, store)
     machine = settings.machine
-    return predict(
-        jobs,
-        {**fit_all(found.timings), "results": _RESULTS},
-        {**{each.key: each.kind for each in found.timings}, "results": "results"},
+    basis = Basis(
+        rates={**fit_all(found.timings), "results": _RESULTS},
+        kinds={**{each.key: each.kind for each in found.timings}, "results": "results"},
         totals=totals,
         widths=widths,
         spread=Spread.of(spec, cpus=machine.cpus, students=students, gpus=machine.gpus),
-        starts=found.starts,
         machine=machine,
-        assumptions=list(_assumptions(spec, sample, found, sampled=sampled, jobs=jobs)),
+        starts=found.starts,
     )
+    return predict(jobs, basis, list(_assumptions(spec, sample, found, sampled=sampled, jobs=jobs)))
 
 
 def _plan_in(spec: PipelineSpec, store: ArtifactStore) -> Plan | None:

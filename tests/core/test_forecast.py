@@ -16,7 +16,7 @@ from b3_core.forecast.jobs import KINDS, Job, Rows, jobs_of
 from b3_core.forecast.machine import Machine, read_prices
 from b3_core.forecast.measure import Spread
 from b3_core.forecast.past import timings_of
-from b3_core.forecast.predict import predict
+from b3_core.forecast.predict import Basis, predict
 from b3_core.forecast.probing import stretched
 from b3_core.forecast.rates import Timing, fit, fit_all
 from b3_core.forecast.sample import draw, for_training, rows_of
@@ -170,16 +170,7 @@ def test_what_the_store_holds_is_done_and_costs_nothing(spec):
 
 def forecast_of(jobs, rates, totals, *, spread=ALONE, machine=HERE, starts=None):
     kinds = {job.key: job.kind for job in jobs}
-    return predict(
-        jobs,
-        rates,
-        kinds,
-        totals=totals,
-        widths=WIDTHS,
-        spread=spread,
-        starts=starts or {},
-        machine=machine,
-    )
+    return predict(jobs, Basis(rates, kinds, totals, WIDTHS, spread, machine, starts or {}))
 
 
 def ranks_of(rows, *, key="k"):
