@@ -1,6 +1,7 @@
 """``b3 report``: what a manifest is worth, on one page."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 from rich.console import Console
 
 from b3_core.errors import B3Error, InputError
+from flows.planning import Prices
 from flows.running import AsJson, Verbose, run_command
 
 
@@ -29,6 +31,7 @@ def report(
         list[str],
         typer.Option(help="DATASET=FOLDER of pictures that rows name by path; repeatable."),
     ] = [],  # noqa: B006
+    price: Prices = [],  # noqa: B006
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -36,20 +39,22 @@ def report(
 
     One HTML file that needs no network: settings, lineage and cost; in-batch similarity beside
     random batches and the paper's; likely false negatives; duplicates; batches to read. With
-    `--json` the same figures on stdout too.
+    `--json` the same figures on stdout too. Prices are of this machine's hours, whatever mined.
 
     Example: `b3 report .b3/demo/manifest/0123456789abcdef0123 -o report.html`
     """
 
     def work() -> dict[str, Any]:
         from b3_core.diff import diff  # noqa: PLC0415
+        from b3_core.forecast.machine import Machine, read_prices  # noqa: PLC0415
         from b3_core.report.dataset import Options  # noqa: PLC0415
         from b3_core.report.describe import describe  # noqa: PLC0415
         from b3_core.report.page import page  # noqa: PLC0415
         from b3_core.store import open_artifact  # noqa: PLC0415
         from tasks import reporting  # noqa: PLC0415
 
-        options = Options(rows=rows, batches=batches, seed=seed, media=_folders(media))
+        hourly = replace(Machine.here("."), prices=read_prices(price)).money(3600)
+        options = Options(rows, batches, seed, media=_folders(media), hourly=hourly)
         artifacts = [open_artifact(uri) for uri in (manifest, other) if uri is not None]
         with reporting.step("report") as progress:
             described = [describe(artifact, options, progress) for artifact in artifacts]

@@ -38,6 +38,8 @@ class Options:
     """Partition by the paper's recipe where the store holds no manifest that is."""
     media: Mapping[str, str] | None = None
     """Where images and videos of each dataset are, if its rows name them by path."""
+    hourly: float | None = None
+    """What an hour of the machine that mines costs."""
 
 
 class Dataset:

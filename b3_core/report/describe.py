@@ -75,7 +75,7 @@ def describe(
         "libraries": head["libraries"],
         "datasets": datasets,
         "stages": lines,
-        "totals": totals(lines),
+        "totals": totals(lines, options.hourly),
         "sampling": {"rows": options.rows, "seed": options.seed, "method": METHOD},
         "advice": [each for described in datasets for each in described["advice"]],
         "gone": [sentence for upstream in upstreams for sentence in upstream.gone],

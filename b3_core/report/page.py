@@ -109,6 +109,7 @@ def _report(report: Described, *, letter: str) -> dict[str, Any]:
             for each in report["datasets"]
         ],
         "cost": _cost(report),
+        "lanes": view.lineage_lanes(report),
         "stage_lines": view.stage_lines(report),
         "setting_lines": [
             Line(row["key"], [view.plain(row["key"], row[name]) for name in ("value", "default")])
@@ -280,8 +281,9 @@ def _cost(report: Described) -> str:
         if totals["gone"]
         else ""
     )
+    money = "" if totals.get("money") is None else f", which costs {totals['money']:.2f}"
     return (
-        f"{written(totals['seconds'], 'seconds')} one after the other, at most "
+        f"{written(totals['seconds'], 'seconds')} one after the other{money}, at most "
         f"{written(1e6 * totals['peak_mb'], 'bytes')} of memory, "
         f"{written(totals['bytes'], 'bytes')} on disk, by the records of the artifacts. What other "
         f"arms and seeds use too is counted whole.{gone}"

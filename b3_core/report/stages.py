@@ -39,11 +39,16 @@ def stages(manifest: Artifact, upstreams: Sequence[Upstream]) -> list[dict[str, 
     return [*lines, whole | _record(manifest)]
 
 
-def totals(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the sum of seconds and bytes, and the most memory that a stage took."""
+def totals(lines: Sequence[dict[str, Any]], hourly: float | None = None) -> dict[str, Any]:
+    """Return the sum of seconds and bytes, and the most memory that a stage took.
+
+    ``hourly`` is the price of an hour; without it, ``money`` is None.
+    """
     there = [line for line in lines if line["there"]]
+    seconds = sum(line["seconds"] or 0.0 for line in there)
     return {
-        "seconds": round(sum(line["seconds"] or 0.0 for line in there), 3),
+        "seconds": round(seconds, 3),
+        "money": None if hourly is None else seconds / 3600 * hourly,
         "bytes": sum(line["bytes"] for line in there),
         "peak_mb": max((line["peak_mb"] or 0.0 for line in there), default=0.0),
         "gone": len(lines) - len(there),

@@ -5,7 +5,7 @@
 Everything here is a string or a plot; the template lays them out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from b3_core.report.meetings import BINS, LIKELY
@@ -237,6 +237,37 @@ def stage_lines(described: Described) -> list[Line]:
             )
         )
     return lines
+
+
+def lineage_lanes(described: Described) -> list[dict[str, Any]]:
+    """Lay out what was made of what, a lane a dataset, each in the order of its making."""
+    lanes: dict[str, list[dict[str, Any]]] = {}
+    *stages, manifest = described["stages"]
+    for stage in stages:
+        lanes.setdefault(stage["dataset"], []).append(stage)
+    drawn = []
+    for name, made in lanes.items():
+        known = {stage["stage"] for stage in made}
+        steps = [_step(stage, known) for stage in (*made, manifest)]
+        steps[-1]["inputs"] = "of " + ", ".join(each["name"] for each in described["datasets"])
+        drawn.append({"name": name, "steps": steps})
+    return drawn
+
+
+def _step(stage: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    inputs = [name for name in stage.get("lineage", {}) if name in known]
+    took = (
+        f"{written(stage['seconds'], 'seconds')}, {_size(stage['bytes'])}"
+        if stage["there"]
+        else "no longer in the store"
+    )
+    return {
+        "stage": stage["stage"],
+        "fingerprint": stage["fingerprint"][:8],
+        "there": stage["there"],
+        "took": took,
+        "inputs": f"from {', '.join(inputs)}" if inputs else "",
+    }
 
 
 def plots(dataset: Described, *, other: Described | None, ident: str) -> list[Plot]:

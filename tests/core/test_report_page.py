@@ -15,7 +15,7 @@ from b3_core.report.describe import describe
 from b3_core.report.markdown import summary
 from b3_core.report.page import page
 from b3_core.report.plots import Series, distribution
-from b3_core.report.view import pick, plain, written
+from b3_core.report.view import lineage_lanes, pick, plain, written
 from tests.conftest import topic_table
 from tests.core.test_manifest import mine
 
@@ -104,6 +104,16 @@ def test_what_data_says_is_text(html):
     assert len(seen.of("script")) == len(seen.of("style")) == 1
     for _, attributes, _ in seen.elements:
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
+
+
+def test_what_was_made_of_what_is_drawn_once_a_dataset(described, html):
+    (lane,) = lineage_lanes(described)
+    made = {step["stage"]: step["inputs"] for step in lane["steps"]}
+    assert list(made)[0] == "pairs" and list(made)[-1] == "manifest"
+    assert made["ranks"] == "from embeddings, pairs" or made["ranks"] == "from pairs, embeddings"
+    assert "graph" in made["communities"] and made["manifest"] == "of faq"
+    assert html.count('<ol class="lineage">') == 1
+    assert html.count("<strong>communities</strong>") == 1
 
 
 def test_hostile_names_and_figures_are_text_too(described):

@@ -40,7 +40,11 @@ def test_a_report_is_written_and_its_figures_are_on_the_runs_page(command, mined
     code, out, err = command("report", paper, b3, "-o", tmp_path / "two.html")
     assert code == 0 and out.rstrip().endswith(f"report: {tmp_path}/two.html")
     assert "Two manifests compared" in (tmp_path / "two.html").read_text()
-    code, out, err = command("report", paper, b3, "-o", tmp_path / "two.html", "--json")
+    more = "--price", "machine-hour=3600", "--json"
+    code, out, err = command("report", paper, b3, "-o", tmp_path / "two.html", *more)
+    for report in json.loads(out)["reports"]:
+        assert report["totals"]["money"] == pytest.approx(report["totals"]["seconds"], abs=1e-3)
+    assert (tmp_path / "two.html").read_text().count(", which costs ") == 2
     changed = json.loads(out)["differences"]["settings"]
     assert changed["mining.partitioner"] == ["metis-paper", "leiden"]
 
