@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from b3_core.config import parse_config
 from b3_core.embed import Pairs, PairsRef
@@ -17,10 +18,12 @@ from b3_core.forecast.machine import Machine, read_prices
 from b3_core.forecast.measure import Spread
 from b3_core.forecast.past import timings_of
 from b3_core.forecast.predict import Basis, predict
+from b3_core.forecast.probe_mining import tiled
 from b3_core.forecast.probing import stretched
 from b3_core.forecast.rates import Timing, fit, fit_all
 from b3_core.forecast.sample import draw, for_training, rows_of
 from b3_core.forecast.sizes import Widths
+from b3_core.graph import CsrGraph
 from b3_core.plan import Plan
 from b3_core.stage import Past
 from b3_core.store import ArtifactStore
@@ -283,3 +286,16 @@ def test_stretched_vectors_are_the_known_ones_and_others_near_them():
     assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
     own = (found[50:100] * known).sum(axis=1)
     assert (own > 0.7).all() and (own < 0.99).all()
+
+
+def test_a_tiled_graph_is_copies_of_one_that_touch_nowhere():
+    rng = np.random.default_rng(3)
+    dense = np.triu(rng.random((40, 40)) < 0.2, 1) * rng.random((40, 40)).astype(np.float32)
+    one = CsrGraph.of(csr_array(dense + dense.T))
+    order = rng.permutation(120).astype(np.int32)
+    whole = tiled(one, order).to_scipy().toarray()
+    expected = np.zeros_like(whole)
+    for copy in range(3):
+        own = order[40 * copy : 40 * (copy + 1)]
+        expected[np.ix_(own, own)] = one.to_scipy().toarray()
+    assert np.array_equal(whole, expected)

@@ -15,8 +15,10 @@ def served(tmp_path_factory):
     os.environ.setdefault("PREFECT_HOME", str(tmp_path_factory.getbasetemp() / "prefect-inside"))
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     embedded.prepare(verbose=True)
+    # Other tests have imported Prefect, which read its settings then: before these, and before
+    # there was a server.
+    refresh_global_settings_context()
     embedded.serve()
-    # Other tests have imported Prefect, which read its settings then, before there was a server.
     refresh_global_settings_context()
 
 
