@@ -197,6 +197,7 @@ class Prober:
                 folder=str(self.folder / f"train-{job}"),
                 batch_size=max(batches.batch_size for _, batches in _arms(spec)),
                 steps=steps,
+                epochs=max(batches.epochs for _, batches in _arms(spec)),
                 holdout=held,
                 seconds=self.seconds,
             )

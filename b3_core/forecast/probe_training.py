@@ -46,7 +46,8 @@ def train(request: Mapping[str, Any]) -> dict[str, Any]:
         a_step = max(one.seconds, 1e-3) / max(one.work["steps"], 1)
         steps = max(2 * one.work["steps"], request["seconds"] / a_step)
         steps = min(request["steps"], steps, _GROWTH * one.work["steps"])
-        epochs = -(-int(steps) * batch // most)
+        # As many epochs as the run has: what a text takes when it is first seen, it takes once.
+        epochs = max(request["epochs"], -(-int(steps) * batch // most))
         rows = round(steps * batch / epochs / (1 - request["holdout"])) + batch
         found = run(f"more-{attempt}", rows, epochs, 2 + attempt, cold=False)
         one = found[0]
