@@ -2,6 +2,8 @@
 PYTHON ?= python3
 EXTRA ?= cpu
 BIN := .venv/bin
+# A file's tests stay in one process; more than four processes would want more memory than laptops have.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 
@@ -12,7 +14,7 @@ demo: .venv/installed ## Mine, train and evaluate on real pairs, three arms side
 	$(BIN)/b3 demo
 
 test: .venv/installed ## Run the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: .venv/installed ## Run every test: real servers, kills, larger data
 	$(BIN)/python -m pytest -m ''
@@ -22,7 +24,7 @@ check: .venv/installed ## Check format, lint, types, imports, and run the fast t
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 format: .venv/installed ## Format the code
 	$(BIN)/ruff format .

@@ -502,9 +502,7 @@ class BenchmarkSpec(Spec):
         "vatex",
         "activitynet",
         "videos",
-    ] = Field(
-        description="Which one; images and videos are sets of one's own (docs/benchmarks.md)."
-    )
+    ] = Field(description="Which one; images and videos are sets of one's own (docs/media.md).")
     folder: str = Field(description="Where its annotations are: a local folder.")
     media: str | None = Field(
         None, description="Folder or s3:// prefix of its images or videos; else the same folder."
@@ -539,7 +537,8 @@ class EvalSpec(Spec):
     )
 
     benchmarks: tuple[BenchmarkSpec, ...] = Field(
-        (), description="Published benchmarks that every student is put through as well."
+        (),
+        description="Published benchmarks that each arm's student of the first seed is put through.",
     )
 
     @property

@@ -32,6 +32,8 @@ _LEFT_OUT = {
     "resvg_py",
     "material-design-icons-pack",
     "axe-playwright-python",
+    "pytest-xdist",
+    "execnet",
 }
 _FILE_BYTES = 1_000_000
 _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # where statements hold statements

@@ -181,7 +181,9 @@ def _recall(figures: Mapping[str, Any]) -> _Said:
     return (
         "recall",
         f"the approximate search found {recall:.0%} of the windows",
-        "mining.search: exact",
+        "mining.search: exact"
+        if figures["teacher"].get("cells", 1) == 1
+        else "fewer, larger cells (mining.cell_rows), or none if the dataset fits in one piece",
     )
 
 

@@ -195,6 +195,7 @@ class Dataset:
         for artifact in self.upstream.find("ranks"):
             if "window_recall" in artifact.counts:
                 found["window_recall"] = artifact.counts["window_recall"]
+                found["cells"] = artifact.counts.get("cells", 1)
         sides, ranks = self.upstream.sides, self.upstream.ranks
         if sides is None or ranks is None or not ranks.shape[1] or self.alike:
             return found

@@ -61,6 +61,7 @@ def test_recall_counts_ids_and_exactness_counts_rows():
     assert bench._accuracy(found_SK, best_SK) == {"recall": 7 / 8, "ids_exact": 0.5}
 
 
+@pytest.mark.slow
 def test_every_method_is_measured(no_processes):
     told = []
     result = bench_neighbours(
@@ -119,6 +120,7 @@ def test_methods_take_turns_on_the_same_threads_and_a_wrong_one_shows(monkeypatc
         assert row["ids_exact"] == 0
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     ballast = np.ones(60 << 20)  # 480 MB that no child may be charged with
     result = bench_neighbours(rows=700, dim=8, k=5, repeats=1, methods=["faiss.knn", "b3 exact"])

@@ -27,6 +27,7 @@ def measured(tmp_path_factory):
     return store, stage, result, told
 
 
+@pytest.mark.slow
 def test_every_method_is_a_row_of_figures(measured):
     _, _, result, told = measured
     drawn, found = result["rows"]
@@ -38,6 +39,7 @@ def test_every_method_is_a_row_of_figures(measured):
     assert result["machine"]["cpus"] >= 1
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_the_pipeline_makes(measured):
     store, stage, result, _ = measured
     part = stage.partitions[0][0]

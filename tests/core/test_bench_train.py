@@ -123,6 +123,7 @@ def small(tmp_path_factory):
     return made.uri, str(tiny.bert(texts, folder, dropout=0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["plain", "cached"])
 def test_both_train_alike(small, loss):
     pairs, model = small
@@ -138,12 +139,14 @@ def test_both_train_alike(small, loss):
         assert run["tokenise_share"] == 0
 
 
+@pytest.mark.slow
 def test_ours_of_a_static_student_counts_its_tokenising(small):
     case = Case("tokens", 64, "plain", steps=2, warm_up=1)
     ours = bench._measure({"pairs": small[0], "method": "b3", "case": vars(case)})
     assert 0 < ours["tokenise_share"] < 1
 
 
+@pytest.mark.slow
 def test_plain_is_plain_whatever_the_size_and_cached_is_not(small, monkeypatch):
     seen = []
     init = GroupedInfoNCE.__init__

@@ -20,10 +20,12 @@ ROWS = 540
 CELLED = {"p": 2, "m": 20, "k": 8, "cell_rows": 130}
 
 
-@pytest.fixture(autouse=True)
-def small_lists(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def small_lists():
     """Lists of so few rows that a small dataset has many; all are probed unless a test says so."""
-    monkeypatch.setattr(cells, "LIST_ROWS", 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "LIST_ROWS", 20)
+        yield
 
 
 def mined(folder, **changes):
@@ -33,9 +35,20 @@ def mined(folder, **changes):
     return mining, plan, made
 
 
-def test_all_lists_probed_give_the_ranks_of_one_piece(tmp_path):
-    mining, plan, _ = mined(tmp_path / "cells")
-    whole, one, _ = mined(tmp_path / "whole", mining=CELLED | {"cell_rows": None})
+@pytest.fixture(scope="module")
+def in_cells(small_lists, tmp_path_factory):
+    """Mined once, for who only looks: (mining, plan, what was made)."""
+    return mined(tmp_path_factory.mktemp("cells"))
+
+
+@pytest.fixture(scope="module")
+def in_one_piece(tmp_path_factory):
+    return mined(tmp_path_factory.mktemp("whole"), mining=CELLED | {"cell_rows": None})
+
+
+def test_all_lists_probed_give_the_ranks_of_one_piece(in_cells, in_one_piece):
+    mining, plan, _ = in_cells
+    whole, one, _ = in_one_piece
     ranks, same = plan.legs[0].ranks[0], one.legs[0].ranks[0]
     assert isinstance(ranks, CelledRanks) and not isinstance(same, CelledRanks)
     made = mining.store.get(ranks.address)
@@ -49,9 +62,9 @@ def test_all_lists_probed_give_the_ranks_of_one_piece(tmp_path):
     assert np.array_equal(table.score_NM[:, : ranks.width], expected.score_NM[:, : ranks.width])
 
 
-def test_edges_counted_are_those_of_one_piece(tmp_path):
-    mining, plan, _ = mined(tmp_path / "cells")
-    whole, one, _ = mined(tmp_path / "whole", mining=CELLED | {"cell_rows": None})
+def test_edges_counted_are_those_of_one_piece(in_cells, in_one_piece):
+    mining, plan, _ = in_cells
+    whole, one, _ = in_one_piece
     counted = mining.store.get(plan.legs[0].graphs[0].address).counts
     assert counted == whole.store.get(one.legs[0].graphs[0].address).counts
 
@@ -126,8 +139,8 @@ def test_seams_raise_what_is_kept(tmp_path, repulsion):
     assert after.objective == pytest.approx(worth(after.label_N))
 
 
-def test_rows_of_a_part_are_linked_as_in_the_whole(tmp_path):
-    mining, plan, _ = mined(tmp_path / "cells")
+def test_rows_of_a_part_are_linked_as_in_the_whole(in_cells):
+    mining, plan, _ = in_cells
     leg = plan.legs[0]
     ranks = RankTable.load(mining.store.get(leg.ranks[0].address))
     row_R = np.sort(np.random.default_rng(0).choice(graph_rows(leg), 200, replace=False))

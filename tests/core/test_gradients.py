@@ -63,6 +63,7 @@ def run(code: str, *arguments: str, processes: int) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_every_process_gets_the_mean_and_what_nobody_has_stays_absent(tmp_path: Path) -> None:
     run(AVERAGED, str(tmp_path), processes=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))

@@ -171,7 +171,9 @@ def test_students_of_pictures_are_trained(
     assert np.abs(before.encode(inputs) - after.encode(inputs)).max() > 1e-3
 
 
-@pytest.mark.parametrize("model", ["vlm", "qwen2_5", "internvl"])
+@pytest.mark.parametrize(
+    "model", ["vlm", *(pytest.param(m, marks=pytest.mark.slow) for m in ("qwen2_5", "internvl"))]
+)
 def test_cached_gradients_of_pictures_are_those_of_one_pass(
     tmp_path: Path, models: dict[str, Path], model: str
 ) -> None:

@@ -66,10 +66,11 @@ def test_the_better_one_is_in_place(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "status"),
     [
-        pytest.param({"rule": "not-worse"}, "current", marks=pytest.mark.slow),
+        ({"rule": "not-worse"}, "current"),
         ({"rule": "better"}, "rejected"),
     ],
 )

@@ -64,6 +64,7 @@ def test_digits_are_linked_to_near_labels_by_the_rule_for_labels_alone(tmp_path:
     assert min(met.values()) >= 3
 
 
+@pytest.mark.slow
 def test_answers_that_nearly_repeat_are_kept_out_by_the_rule_for_questions(tmp_path: Path) -> None:
     """Hundreds of numbers are nearly the answer: p = 70 keeps out what p = 30 lets in."""
     found = {}

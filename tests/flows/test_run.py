@@ -148,7 +148,7 @@ def test_a_gateway_that_ignores_conditions_serves_one_writer(b3, write_config, g
     assert compared["datasets"]["faq"]["communities"]["partners_kept"] == 1.0
 
 
-def test_classification_is_mined_by_labels(b3, write_config, tmp_path, dataset):
+def test_classification_is_mined_by_labels(command, write_config, tmp_path, dataset):
     """Positives are label texts: no row meets its own label in a community of mined rows.
 
     Nor has any a window to draw hard negatives from; the batches beside it have theirs.
@@ -183,13 +183,15 @@ def test_classification_is_mined_by_labels(b3, write_config, tmp_path, dataset):
         mining={"k": 8, "m": 40},
         compute={"shard_rows": 100_000},  # a single shard needs no Ray
     )
-    uris = json.loads(b3("mine", config, "--json").stdout)["manifests"]
+    code, out, err = command("mine", config, "--json")
+    assert code == 0, err
+    uris = json.loads(out)["manifests"]
     heads = [Manifest.read_head(open_artifact(uri)) for uri in uris]
     drawn, mined, *_ = (head["datasets"][0]["quality"][0] for head in heads)
     assert drawn["same_group"] > 0.1 > mined["same_group"]
     assert mined["window"] > 1.4 * drawn["window"]  # most rows of a random community are near too
     for uri in uris[2:]:
-        assert b3("verify", uri).stdout.startswith("sound: ")
+        assert command("verify", uri)[1].startswith("sound: ")
     across = [Manifest.load(open_artifact(uri)).plan.is_across for uri in uris]
     assert across == [False, False, False, True]  # random: rows of both in a batch
     hard = Manifest.load(open_artifact(uris[2]))
