@@ -222,12 +222,15 @@ class Shelves:
         media: Sequence[Mapping[str, Any]] | None,
         position_x: npt.NDArray[np.int64],
     ) -> list[ModelInput]:
-        """Put texts and media of rows together, all of one table, as :class:`Inputs` has them."""
+        """Put texts and media of rows together, as :class:`Inputs` has them."""
         if media is None:
             media = [NO_MEDIUM] * len(texts)
-        ends_T = np.cumsum(self.length_T)
-        table = int(np.searchsorted(ends_T, position_x.min(initial=0), side="right"))
-        return compose(texts, media, self.shelf_T[table], self.seeing)
+        # A batch that is drawn across datasets has rows of several tables.
+        table_x = np.searchsorted(np.cumsum(self.length_T), position_x, side="right")
+        return [
+            compose([text], [medium], self.shelf_T[table], self.seeing)[0]
+            for text, medium, table in zip(texts, media, table_x.tolist(), strict=True)
+        ]
 
 
 def prompted(item: ModelInput, prompt: str) -> ModelInput:

@@ -27,6 +27,10 @@ _POINTS = 50  # of the loss curve
 _TRAINED, _RANDOM, _CURVE = "trained.safetensors", "random.safetensors", "curve.json"
 
 
+#: How long a batch may take to decode.
+_PATIENCE_SECONDS = 600
+
+
 def steps_a_point(steps: int) -> int:
     """Return how many of a training's steps a point of its loss curve stands for."""
     return max(1, steps // _POINTS)
@@ -63,6 +67,17 @@ class PlanTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def get_train_dataloader(self) -> Any:
+        """Return the batches; processes that decode them and give none are given up.
+
+        They are forked beside threads that may hold a lock, and one that waits for it would wait
+        for ever: an error is tried again from the last checkpoint.
+        """
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_num_workers:
+            getattr(loader, "base_dataloader", loader).timeout = _PATIENCE_SECONDS
+        return loader
 
     def training_step(self, model: Any, *args: Any, **settings: Any) -> Any:
         """Do a batch's forward and backward pass; gradients are those of all processes after it."""

@@ -11,7 +11,7 @@ from PIL import Image
 from b3_core.batches import BatchPlan
 from b3_core.config import ComputeSpec, LoraSpec, TeacherSpec, TrainSpec
 from b3_core.errors import InputError
-from b3_core.inputs import MEDIUM, NO_MEDIUM, Packer, Shelf, media_digest
+from b3_core.inputs import MEDIUM, NO_MEDIUM, Packer, Shelf, Shelves, media_digest
 from b3_core.pairs import MEDIA, SCHEMA, PairTable
 from b3_core.teacher import Teacher
 from b3_core.train import train_student
@@ -80,6 +80,27 @@ def test_a_vision_language_model_reads_texts_pictures_and_clips_in_one_dataset(
     positive_ND = teacher.encode(table.inputs("positive", shelf))
     alone_ND = teacher.encode(WORDS)  # plain texts of a dataset without media
     np.testing.assert_array_equal(positive_ND, alone_ND)
+
+
+def test_rows_of_several_datasets_have_each_its_own_media(tmp_path: Path) -> None:
+    """As batches have that are drawn across datasets: of the second a folder, of the third none."""
+    table, shelf = pairs(tmp_path, query_text=True)
+    (tmp_path / "own").mkdir()
+    body = png((1, 2, 3), (10, 10))
+    (tmp_path / "own" / "a.png").write_bytes(body)
+    named = {
+        **{"kind": "image", "file": "a.png", "start": 0, "size": len(body)},
+        "digest": media_digest(body),
+    }
+    shelves = Shelves([shelf, Shelf(str(tmp_path / "own"), None), None], [ROWS, 2, 4])
+    packed = table.table["query_medium"][3].as_py()
+    media = [named, NO_MEDIUM, packed]
+    found = shelves.compose(["x", "y", "z"], media, np.array([ROWS + 1, ROWS + 3, 3]))
+    assert [sorted(item) for item in found] == [["image", "text"], ["text"], ["image", "text"]]
+    assert [found[0]["image"].getpixel((0, 0)), found[2]["image"].getpixel((0, 0))] == [
+        (1, 2, 3),
+        (90, 165, 60),
+    ]
 
 
 def test_clip_embeds_parts_and_averages_them(tmp_path: Path, models: dict[str, Path]) -> None:
@@ -187,8 +208,9 @@ def test_cached_gradients_of_pictures_are_those_of_one_pass(
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-5)
 
 
+@pytest.mark.slow  # forks, which no one should do beside the threads of other tests
 def test_pictures_decoded_by_other_processes_are_the_same(
-    tmp_path: Path, models: dict[str, Path]
+    one_thread: None, tmp_path: Path, models: dict[str, Path]
 ) -> None:
     table, shelf = pairs(tmp_path, query_text=True)
     spec = TrainSpec(student=str(models["vlm"]), learning_rate=1e-2)
