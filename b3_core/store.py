@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -40,6 +41,7 @@ __all__ = [
 RECORD = "record.json"
 DRAFTS, PROBE, NOTES = ".drafts", ".probe-", ".notes"  # what is no artifact, below the root
 SCHEMA = 2
+_SHA256 = re.compile("[0-9a-f]{64}")
 UNSEALED = 1  # the version before, without a sha256 of itself: embeddings cost too much to refuse
 
 
@@ -376,8 +378,29 @@ class ArtifactStore:
                 f"{self.uri(path)}/{RECORD} is not what was written: its own sha256 differs",
                 remedy="delete that folder and run the same command again",
             )
+        if not _names_are_sound(record):
+            raise CorruptArtifactError(
+                f"{self.uri(path)}/{RECORD} names files outside its folder, or no sha256 of theirs",
+                remedy="do not use that store before it is known who wrote this",
+            )
         whole: dict[str, Any] = record
         return whole
+
+
+def _names_are_sound(record: Mapping[str, Any]) -> bool:
+    """Tell whether every file of a record lies below its folder: anybody may write a record."""
+    try:
+        return all(
+            _is_below(name) and _is_below(entry["path"]) and _SHA256.fullmatch(entry["sha256"])
+            for name, entry in record["files"].items()
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_below(name: str) -> bool:
+    pure = PurePosixPath(name)
+    return bool(name) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in name
 
 
 def open_artifact(uri: str) -> Artifact:

@@ -19,7 +19,7 @@ from b3_core.errors import (
     UnreachableError,
     reason,
 )
-from b3_core.store import ArtifactStore, open_artifact
+from b3_core.store import ArtifactStore, _sealed, open_artifact
 from tests.conftest import use_s3
 from tests.system import fault_proxy
 from tests.system.fault_proxy import FaultProxy
@@ -349,6 +349,33 @@ def test_a_flipped_bit_in_any_byte_of_a_record_is_found(tmp_path):
                 store.find(ADDRESS)
     record.write_bytes(body)
     assert store.find(ADDRESS)
+
+
+@pytest.mark.parametrize("way", ["sha256", "path", "name", "absolute", "lacking"])
+def test_a_record_cannot_name_a_file_elsewhere(tmp_path, way):
+    """Whoever can write a record can seal it: what it names must not lead out of its folder."""
+    store = ArtifactStore(str(tmp_path))
+    artifact = publish(store)
+    record = tmp_path / ADDRESS.path / "record.json"
+    changed = json.loads(record.read_bytes())
+    (name, entry), *_ = changed["files"].items()
+    match way:
+        case "sha256":
+            entry["sha256"] = "../../home/me/.ssh/authorized_keys"
+        case "path":
+            entry["path"] = "../../other"
+        case "absolute":
+            entry["path"] = "/etc/passwd"
+        case "name":
+            changed["files"]["../" + name] = entry
+        case "lacking":
+            del entry["sha256"]
+    del changed["sha256"]
+    record.write_bytes(_sealed(changed))
+    with pytest.raises(CorruptArtifactError, match="outside its folder"):
+        ArtifactStore(str(tmp_path)).get(artifact.address)
+    with pytest.raises(CorruptArtifactError):
+        store.discard(ADDRESS)
 
 
 def test_a_record_of_the_version_before_is_still_read(tmp_path):
