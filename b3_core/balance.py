@@ -88,6 +88,20 @@ def objective(
     return _inside(label_N, attract) - against
 
 
+def row_objective(
+    label_N: Labels, attract: CsrGraph, repel: CsrGraph, *, repulsion: float = 0.0
+) -> npt.NDArray[np.float64]:
+    """Return each row's half of its pairs in :func:`objective`, N."""
+    total_N = np.zeros(len(label_N))
+    for graph, sign in ((attract, 0.5), (repel, -0.5 * repulsion)):
+        row_E = np.repeat(np.arange(graph.rows, dtype=np.int32), np.diff(graph.indptr))
+        inside_E = label_N[row_E] == label_N[graph.indices]
+        total_N += sign * np.bincount(
+            row_E[inside_E], graph.weight[inside_E], minlength=len(label_N)
+        )
+    return total_N
+
+
 def _inside(label_N: Labels, graph: CsrGraph) -> float:
     row_E = np.repeat(np.arange(graph.rows), np.diff(graph.indptr))
     inside_E = label_N[row_E] == label_N[graph.indices]

@@ -7,7 +7,7 @@
 
 Their communities are in :mod:`b3_core.seams`. Parts are artifacts of their own: they are made at
 once, wherever there is room, and what is there after a crash is not made again. What a part holds
-in memory is vectors and ranks of one cell; and 12 bytes a row of all, to know where rows are.
+in memory is vectors and ranks of one cell; and some 30 bytes a row of all, to know where rows are.
 
 Legend: N rows, C cells, R rows of a part, M ranks.
 """
@@ -27,7 +27,7 @@ from b3_core.embed import DatasetStage, Earlier, PairsRef
 from b3_core.mine import Graph
 from b3_core.progress import Progress
 from b3_core.ranking import SPARE, Ranking, Ranks
-from b3_core.stage import Past, Stage, generator
+from b3_core.stage import Past, Stage, generator, parts_cost
 from b3_core.store import ArtifactStore
 
 
@@ -144,6 +144,7 @@ class CelledRanks(Ranks):
             "width": min(self.width, found.rows - 1),
             "cells": found.count,
             "window_recall": self._recall(store, draft),
+            "parts": parts_cost([self.cells, *parts], store),
         }
 
     def _recall(self, store: ArtifactStore, draft: Draft) -> float:
@@ -164,12 +165,16 @@ class CelledRanks(Ranks):
 class CelledGraph(Graph):
     """What a graph of all cells would hold, counted."""
 
-    version: ClassVar[int] = 10 * Graph.version + 1
+    version: ClassVar[int] = 10 * Graph.version + 2
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         table_NM = store.get(self.ranks.address).array("neighbour.npy")
         p, mutual = self.cutoff, self.mining.graph == "mutual"
-        found = edges.count_edges(table_NM[:, p : p + self.mining.m])
+        window = slice(p, p + self.mining.m)
+        found = edges.count_edges(table_NM[:, window])
+        if self.mining.weights == "score":
+            score_NM = store.get(self.ranks.address).array("score.npy")
+            draft.counts["unit"] = edges.mean_score(table_NM[:, window], score_NM[:, window])
         draft.counts |= {
             "rows": self.ref.rows,
             "edges": found.mutual if mutual else found.union,

@@ -24,7 +24,7 @@ from b3_core import search
 from b3_core.artifacts import Artifact, Draft
 from b3_core.progress import Progress, silent
 
-VERSION = 1
+VERSION = 2
 
 LIST_ROWS = 512  # positives of a list, on average
 _ROUNDS = 10  # of k-means
@@ -111,7 +111,7 @@ def find_cells(sides: Sides, *, rows: int, unit: int = 1, progress: Progress = s
     Parameters
     ----------
     rows
-        What a cell should hold. All but the last hold the same number, near this one.
+        What a cell should hold at most. All but the last hold the same number, up to a unit more.
     unit
         A cell holds a multiple of this; the last, what is left.
     progress
@@ -125,7 +125,7 @@ def find_cells(sides: Sides, *, rows: int, unit: int = 1, progress: Progress = s
     total = len(sides[0])
     if min(total, rows, unit) < 1:
         raise ValueError(f"no cells of {rows} rows in {unit}s from {total}")
-    size = -(-total // max(1, round(total / rows)))  # equal cells
+    size = -(-total // -(-total // rows))  # equal cells
     size = -(-size // unit) * unit
     _, list_N = _lists(sides, _positives, lambda done, _: progress(done, 2 * total))
     listed_N, ends = _sorted(list_N)
@@ -172,7 +172,8 @@ def seams(hits_CC: npt.NDArray[np.integer], rounds: int) -> list[list[tuple[int,
             if not chosen.keys() & {*pair}:
                 chosen |= dict.fromkeys(pair, pair)
         found.append(list(dict.fromkeys(chosen.values())))
-        left = [pair for pair in left if pair not in found[-1]] or every
+        gone = set(found[-1])
+        left = [pair for pair in left if pair not in gone] or every
     return found
 
 

@@ -29,11 +29,11 @@ class Edges(NamedTuple):
 def count_edges(window_NW: npt.NDArray[np.int32]) -> Edges:
     """Count the edges of windows; -1 is no row."""
     mutual_N = _mutual(window_NW, np.zeros(len(window_NW), np.int32))[0]
-    asked_N = np.zeros(len(window_NW), bool)
+    asked_N, held_N = np.zeros(len(window_NW), bool), np.zeros(len(window_NW), np.int32)
     for start in range(0, len(window_NW), 1 << 16):
-        asked_X = window_NW[start : start + (1 << 16)]
+        asked_X = np.asarray(window_NW[start : start + (1 << 16)])
         asked_N[asked_X[asked_X >= 0]] = True
-    held_N = (np.asarray(window_NW) >= 0).sum(axis=1) if len(window_NW) else np.zeros(0, int)
+        held_N[start : start + len(asked_X)] = (asked_X >= 0).sum(axis=1)
     mutual, directed = int(mutual_N.sum()) // 2, int(held_N.sum())
     return Edges(
         mutual,
@@ -41,6 +41,17 @@ def count_edges(window_NW: npt.NDArray[np.int32]) -> Edges:
         int((mutual_N == 0).sum()),
         int(((held_N == 0) & ~asked_N).sum()),
     )
+
+
+def mean_score(window_NW: npt.NDArray[np.int32], score_NW: npt.NDArray[np.float32]) -> float:
+    """Return the mean score of the rows that are in windows; 1 where there are none."""
+    total, count = 0.0, 0
+    for start in range(0, len(window_NW), 1 << 16):
+        here = slice(start, start + (1 << 16))
+        held_XW = np.asarray(window_NW[here]) >= 0
+        total += float(score_NW[here][held_XW].sum(dtype=np.float64))
+        count += int(held_XW.sum())
+    return total / count if count else 1.0
 
 
 def count_mutual(

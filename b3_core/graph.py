@@ -121,7 +121,13 @@ class Excerpt:
 
 
 def link(
-    ranks: RankTable | Excerpt, *, p: int, m: int, mode: Mode, weights: Weights = "count"
+    ranks: RankTable | Excerpt,
+    *,
+    p: int,
+    m: int,
+    mode: Mode,
+    weights: Weights = "count",
+    unit: float | None = None,
 ) -> CsrGraph:
     """Build the window graph: row i's window is its ranks [p, p + m).
 
@@ -135,6 +141,8 @@ def link(
     weights
         ``count`` as above. ``score``: each direction that is there weighs the teacher's score of
         it, in units of the mean score of all windows; a mutual edge then the mean of both.
+    unit
+        That mean, where these ranks are an excerpt of a larger table.
 
     Returns
     -------
@@ -155,7 +163,8 @@ def link(
         both_NN = window_NN.multiply(window_NN.T) if mode == "mutual" else window_NN + window_NN.T
         return CsrGraph.of(both_NN)
     scored_NN = _directed(ranks, p, p + m, scored=True)
-    scored_NN.data = np.maximum(scored_NN.data / scored_NN.data.mean(), _LEAST)
+    unit = float(scored_NN.data.mean()) if unit is None else unit
+    scored_NN.data = np.maximum(scored_NN.data / np.float32(unit), _LEAST)
     if mode == "union":
         return CsrGraph.of(scored_NN + scored_NN.T)
     here_NN = scored_NN.multiply(window_NN.T)

@@ -21,7 +21,7 @@ from b3_core.cells import Cells, Sides
 from b3_core.neighbours import settle, share_held
 from b3_core.progress import Progress, silent
 
-VERSION = 1
+VERSION = 2
 
 PROBES = 128  # T
 _SLACK = 15  # candidates beyond M: room for near ties at rank M
@@ -126,9 +126,14 @@ def _keep(
                 continue
             if held == room:
                 floor = np.partition(near_BC[b], room // 2)[room // 2]
+                # The same positive in many rows has the same score: so many of them stay as there
+                # is room for, those that came first.
+                equal = room // 2 - np.sum(near_BC[b] > floor)
                 held = 0
                 for c in range(room):
-                    if near_BC[b, c] > floor:
+                    if near_BC[b, c] == floor:
+                        equal -= 1
+                    if near_BC[b, c] > floor or (near_BC[b, c] == floor and equal >= 0):
                         near_BC[b, held], found_BC[b, held] = near_BC[b, c], found_BC[b, c]
                         held += 1
                 near_BC[b, held:] = -np.inf

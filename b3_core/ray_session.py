@@ -136,8 +136,12 @@ class RaySession:
                 )
             return self._pools[key]
 
-    def call(self, function: Callable[..., Any], *args: Any, cpus: int = 1) -> Any:
+    def call(
+        self, function: Callable[..., Any], *args: Any, cpus: int = 1, gpu: bool = True
+    ) -> Any:
         """Run ``function(*args)`` as a Ray task on some cores, and a GPU share if workers have one.
+
+        ``gpu``: whether it has use for one.
 
         Ray sets the number of threads of a task's numerical libraries to its cores. Where no node
         has so many, it is as many as the largest has: Ray would wait for a larger one for ever.
@@ -146,7 +150,8 @@ class RaySession:
         self._free_actors()
         most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
         cpus = max(1, min(cpus, int(most)))
-        remote = ray.remote(num_cpus=cpus, num_gpus=self.compute.gpus_per_worker, max_retries=0)
+        share = self.compute.gpus_per_worker if gpu else 0
+        remote = ray.remote(num_cpus=cpus, num_gpus=share, max_retries=0)
         return _result(ray, remote(function).remote(*args))
 
     def train(

@@ -1,15 +1,18 @@
-"""Communities in cells: each cell by itself, then exchanges across what was cut.
+"""Communities in cells: cells that fit together at once, then exchanges across what was cut.
 
-    CelledGraph -> CellCommunities, one a cell  linked, partitioned, exact, within the cell
-                -> Seam, pairs of cells         exchanges of rows across what was cut, in rounds
-                -> CelledCommunities            the same communities as in one piece would be
+    CelledGraph -> BlockCommunities, some cells each  linked, partitioned, exact, within the block
+                -> Seam, pairs of cells of two blocks exchanges of rows across what was cut, rounds
+                -> CelledCommunities                  the same as in one piece would be
 
-What a part holds in memory is ranks and edges of one cell, or of two; and 12 bytes a row of all.
+Ranks take time in the square of the rows, and are cut small; communities take memory in the number
+of edges, and are cut as late as that allows. What a part holds in memory is ranks and edges of one
+block, or of two cells; and some 30 bytes a row of all.
 
 Legend: N rows, C cells, R rows of a part, M ranks, K rows of a community.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -27,11 +30,14 @@ from b3_core.embed import DatasetStage
 from b3_core.mine import Communities, Graph
 from b3_core.progress import Progress
 from b3_core.ranking import Ranking
-from b3_core.stage import Past, Stage, generator
+from b3_core.stage import Past, Stage, generator, parts_cost
 from b3_core.store import ArtifactStore
 from b3_core.swap import Net, refine
 
-VERSION = 2  # of how parts are made and seams are chosen
+VERSION = 3  # of how parts are made and seams are chosen
+
+#: Cells of a block at most: with 32,768 rows each a million rows, whose edges take some 4 GB.
+TOGETHER = 32
 
 #: Rounds of seams: in each, a cell exchanges rows with one other. Of the window partners that one
 #: piece keeps, 8 cells of 5,000 drawn rows keep .859 after 1, .926 after 4 and .963 after 7, when
@@ -97,38 +103,49 @@ class _Part(DatasetStage):
 
 
 @dataclass(frozen=True)
-class CellCommunities(_Part):
-    """Communities of exactly K rows within one cell."""
+class BlockCommunities(_Part):
+    """Communities of exactly K rows within some cells that follow one another."""
 
-    cell: int
-    name: ClassVar[str] = "cell-communities"
+    first: int
+    stop: int
+    name: ClassVar[str] = "block-communities"
     version: ClassVar[int] = 10 * Communities.version + VERSION
+    cores: ClassVar[int] = 4
 
     @property
     def title(self) -> str:  # noqa: D102
-        return f"{self.mining.partitioner} communities of {self.dataset}, cell {self.cell}"
+        cells = f"cells {self.first} to {self.stop - 1}"
+        return f"{self.mining.partitioner} communities of {self.dataset}, {cells}"
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return {**super().settings, "cell": self.cell}
+        return {**super().settings, "cells": [self.first, self.stop]}
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
-        found = Linked.of(store, self.graph, np.sort(self.ranks.found(store).own(self.cell)))
-        rng = generator(self.seed, f"communities of cell {self.cell}")
+        found = self.ranks.found(store)
+        size_C = np.diff(found.start_C[self.first : self.stop + 1])
+        own = [found.own(cell) for cell in range(self.first, self.stop)]
+        linked = Linked.of(store, self.graph, np.sort(np.concatenate(own)))
+        rng = generator(self.seed, f"communities of cells {self.first} to {self.stop}")
         label_R = communities.find_communities(
-            found.attract, self.mining, rng=rng, repel=found.repel
+            linked.attract, self.mining, rng=rng, repel=linked.repel
         )
         made = balance.balance(
             label_R,
-            attract=found.attract,
-            repel=found.repel,
-            group_N=found.group_R,
+            attract=linked.attract,
+            repel=linked.repel,
+            group_N=linked.group_R,
             spec=self.mining,
             rng=rng,
             progress=progress,
         )
-        np.save(draft.path("seats.npy"), found.seats(made.label_N))
-        draft.counts |= {"rows": len(label_R), "moved": made.moved, "worth": [made.objective]}
+        seats_R = linked.seats(_by_home(made.label_N, found.cell_N[linked.row_R]))
+        np.save(draft.path("seats.npy"), seats_R)
+        draft.counts |= {
+            "rows": len(label_R),
+            "moved": made.moved,
+            "worth": linked.worths(seats_R, size_C, self.mining),
+        }
 
 
 @dataclass(frozen=True)
@@ -170,13 +187,12 @@ class Seam(_Part):
             progress=progress,
             evenness=self.mining.evenness,
         )
-        seats = found.seats(refined_R)
-        np.save(draft.path("seats.npy"), seats)
-        first = self.sides[0].size
+        seats_R = found.seats(refined_R)
+        np.save(draft.path("seats.npy"), seats_R)
         draft.counts |= {
             "rows": len(seats_R),
             "moved": int((label_R != refined_R).sum()),
-            "worth": [found.worth(side, self.mining) for side in (seats[:first], seats[first:])],
+            "worth": found.worths(seats_R, [held.size for held in self.sides], self.mining),
         }
 
 
@@ -193,9 +209,16 @@ class Linked:
     def of(cls, store: ArtifactStore, of: CelledGraph, row_R: Rows) -> "Linked":
         """Link rows as their ranks say, which lie with the cells they are from."""
         assert isinstance(of.ranks, CelledRanks)
-        table = _excerpt(store, of.ranks, row_R)
+        table = _excerpt(store, of, row_R)
         p, mining = of.cutoff, of.mining
-        attract = graph.link(table, p=p, m=mining.m, mode=mining.graph, weights=mining.weights)
+        attract = graph.link(
+            table,
+            p=p,
+            m=mining.m,
+            mode=mining.graph,
+            weights=mining.weights,
+            unit=store.get(of.address).counts.get("unit"),
+        )
         group_R = of.ref.group_N(store)[row_R]
         return cls(row_R, attract, graph.too_hard(table, p=p), group_R)
 
@@ -204,18 +227,18 @@ class Linked:
         return self.row_R[np.argsort(label_R, kind="stable")]
 
     def labels(self, seats_R: Rows, k: int) -> Labels:
-        """Return the community of each row, of rows that sit ``k`` to a community; else -1."""
-        label_R = np.full(len(self.row_R), -1, np.int32)
+        """Return the community of each row, of rows that sit ``k`` to a community."""
+        label_R = np.empty(len(seats_R), np.int32)
         label_R[np.searchsorted(self.row_R, seats_R)] = np.arange(len(seats_R)) // k
         return label_R
 
-    def worth(self, seats_R: Rows, mining: MiningSpec) -> float:
-        """Return the objective of communities that have some of the rows."""
+    def worths(self, seats_R: Rows, sizes: Iterable[int], mining: MiningSpec) -> list[float]:
+        """Return the objective of the communities in each of several stretches of seats."""
         label_R = self.labels(seats_R, mining.k)
-        # Every other row is a community of its own.
-        other_R = label_R < 0
-        label_R[other_R] = len(label_R) + np.flatnonzero(other_R)
-        return balance.objective(label_R, self.attract, self.repel, repulsion=mining.repulsion)
+        own_R = balance.row_objective(label_R, self.attract, self.repel, repulsion=mining.repulsion)
+        seated_R = own_R[np.searchsorted(self.row_R, seats_R)]
+        stops = np.cumsum(list(sizes))[:-1]
+        return [float(part.sum()) for part in np.split(seated_R, stops)]
 
 
 @dataclass(frozen=True)
@@ -235,6 +258,13 @@ class CelledCommunities(Communities):
         return self
 
     def waves(self, store: ArtifactStore) -> Iterator[Sequence[Stage]]:  # noqa: D102
+        ranks = self.celled.ranks
+        assert isinstance(ranks, CelledRanks)
+        yield from ranks.waves(store)  # their parts are read again, and may be gone
+        yield from self.own_waves(store)
+
+    def own_waves(self, store: ArtifactStore) -> Iterator[Sequence[Stage]]:
+        """Yield the parts of communities alone; those of ranks must be there."""
         waves, _ = self._course(store)
         yield from waves
 
@@ -243,17 +273,26 @@ class CelledCommunities(Communities):
         ranks = self.celled.ranks
         assert isinstance(ranks, CelledRanks)
         start_C = ranks.found(store).start_C
-        first = [
-            CellCommunities(self.ref, self.celled, self.seed, cell)
-            for cell in range(len(start_C) - 1)
-        ]
-        waves: list[list[_Part]] = [[*first]]
         size_C = np.diff(start_C).tolist()
-        held = [Held(part.address, 0, size) for part, size in zip(first, size_C, strict=True)]
+        count = -(-len(size_C) // TOGETHER)
+        edge_B = np.linspace(0, len(size_C), count + 1).round().astype(int).tolist()
+        blocks = [
+            BlockCommunities(self.ref, self.celled, self.seed, *span)
+            for span in itertools.pairwise(edge_B)
+        ]
+        waves: list[list[_Part]] = [[*blocks]]
+        held, block_C = [], []
+        for number, block in enumerate(blocks):
+            at = 0
+            for side, size in enumerate(size_C[block.first : block.stop]):
+                held.append(Held(block.address, at, at + size, side))
+                block_C.append(number)
+                at += size
         if self.mining.swap_rounds:
             hits_CC = np.stack(
                 [store.get(each.address).array("hits.npy") for each in ranks.parts(store)]
             )
+            hits_CC[np.equal.outer(block_C, block_C)] = 0  # nothing was cut there
             for number, pairs in enumerate(cells.seams(hits_CC, SEAM_ROUNDS)):
                 wave = []
                 for a, b in pairs:
@@ -267,49 +306,74 @@ class CelledCommunities(Communities):
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         waves, held = self._course(store)
         k = self.mining.k
-        label_N = np.empty(self.ref.rows, np.int32)
-        gained, base = 0.0, 0
-        for done, each in enumerate(held):
-            seats_R = each.rows(store)
-            label_N[seats_R] = base + np.arange(len(seats_R)) // k
-            base += -(-len(seats_R) // k)
-            gained += each.worth(store)
-            progress(done + 1, len(held))
-        moved = sum(store.get(part.address).counts["moved"] for wave in waves for part in wave)
-        partition = communities.Partition(label_N, k=k, moved=moved, objective=gained)
+        label_N = _labels([each.rows(store) for each in held], k)
+        own = [store.get(part.address) for part in waves[0]]
+        first_N = _labels([made.array("seats.npy") for made in own], k)
+        # Within blocks from what was found there, and by seams: some are counted twice.
+        moved = sum(made.counts["moved"] for made in own) + balance.moved(first_N, label_N)
+        partition = communities.Partition(
+            label_N,
+            k=k,
+            moved=min(moved, len(label_N)),
+            objective=sum(each.worth(store) for each in held),
+        )
         self.keep(partition, store, draft)
+        draft.counts["parts"] = parts_cost([part for wave in waves for part in wave], store)
+
+
+def _labels(seats: Sequence[Rows], k: int) -> Labels:
+    """Return the community of each row, of cells whose rows sit ``k`` to a community."""
+    label_N = np.empty(sum(len(seats_R) for seats_R in seats), np.int32)
+    base = 0
+    for seats_R in seats:
+        label_N[seats_R] = base + np.arange(len(seats_R)) // k
+        base += -(-len(seats_R) // k)
+    return label_N
+
+
+def _by_home(label_R: Labels, cell_R: npt.NDArray[np.int32]) -> Labels:
+    """Sort communities by the cells that their rows are from; the short one stays the last."""
+    size_C = np.bincount(label_R)
+    home_C = np.bincount(label_R, cell_R) / size_C
+    home_C[size_C < size_C.max()] = np.inf
+    number_C = np.empty(len(size_C), np.int32)
+    number_C[np.argsort(home_C, kind="stable")] = np.arange(len(size_C))
+    numbered: Labels = number_C[label_R]
+    return numbered
 
 
 def run_part(root: str, part: Stage) -> None:
-    """Make one part in a worker of one core: the body of a Ray task."""
-    numba.set_num_threads(1)
+    """Make one part on as many threads as it has cores: the body of a Ray task."""
+    numba.set_num_threads(min(part.cores, numba.config.NUMBA_NUM_THREADS))
     part.run(ArtifactStore(root))
 
 
-def _excerpt(store: ArtifactStore, ranks: CelledRanks, row_R: Rows) -> graph.Excerpt:
-    """Collect the ranks of some rows from the cells they are from; other rows than these are -1."""
+def _excerpt(store: ArtifactStore, of: CelledGraph, row_R: Rows) -> graph.Excerpt:
+    """Collect the window of some rows from the cells they are from; other rows than these are -1.
+
+    Scores are there if edges are weighed by them.
+    """
+    ranks = of.ranks
+    assert isinstance(ranks, CelledRanks)
     found = ranks.found(store)
-    place_N = np.empty(found.rows, np.int32)
+    place_N, local_N = np.empty(found.rows, np.int32), np.full(found.rows + 1, -1, np.int32)
     place_N[found.order_N] = np.arange(found.rows, dtype=np.int32)
+    local_N[row_R] = np.arange(len(row_R), dtype=np.int32)  # the last is for no row, -1
     at_R = place_N[row_R]
     cell_R = np.searchsorted(found.start_C, at_R, side="right") - 1
-    parts = ranks.parts(store)
-    width = parts[0].width
-    neighbour_RM, score_RM = (
-        np.empty((len(row_R), width), np.int32),
-        np.empty((len(row_R), width), np.float32),
-    )
-    for cell in np.unique(cell_R):
-        here = np.flatnonzero(cell_R == cell)
-        made, at = store.get(parts[cell].address), at_R[here] - found.start_C[cell]
-        neighbour_RM[here], score_RM[here] = (
-            made.array("neighbour.npy")[at],
-            made.array("score.npy")[at],
-        )
-    local = np.searchsorted(row_R, neighbour_RM)
-    local[local == len(row_R)] = 0
-    local_RM = np.where(row_R[local] == neighbour_RM, local, -1).astype(np.int32)
-    return graph.Excerpt(local_RM, score_RM)
+    width = min(of.cutoff + of.mining.m, found.rows - 1)
+    scored = of.mining.weights == "score"
+    near_RM = np.empty((len(row_R), width), np.int32)
+    score_RM = np.zeros((len(row_R), width) if scored else (1, 1), np.float32)
+    for part in ranks.parts(store):
+        here = np.flatnonzero(cell_R == part.cell)
+        if not len(here):
+            continue
+        made, at = store.get(part.address), at_R[here] - found.start_C[part.cell]
+        near_RM[here] = local_N[made.array("neighbour.npy")[at, :width]]
+        if scored:
+            score_RM[here] = made.array("score.npy")[at, :width]
+    return graph.Excerpt(near_RM, np.broadcast_to(score_RM, near_RM.shape))
 
 
 def communities_of(table: Ranking, mining: MiningSpec, seed: int) -> Communities:

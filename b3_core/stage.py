@@ -52,6 +52,9 @@ class Stage(ABC):
         """What a person reads while the stage runs."""
         return f"{self.name} of {self.dataset}"
 
+    cores: ClassVar[int] = 1
+    """How many it has use for, where it is a part of another."""
+
     @abstractmethod
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:
         """Read the inputs, compute, write files and counts into the draft."""
@@ -82,8 +85,10 @@ class Stage(ABC):
     def run(self, store: ArtifactStore, progress: Progress = silent) -> Artifact:
         """Return the artifact, made now unless it is there already."""
         found = store.find(self.address)
-        if found is not None:
-            return found
+        return self.make(store, progress) if found is None else found
+
+    def make(self, store: ArtifactStore, progress: Progress = silent) -> Artifact:
+        """Make the artifact and return it; of two that are made at once, the first stays."""
         for wave in self.waves(store):
             for part in wave:
                 part.run(store)
@@ -142,6 +147,42 @@ class Past:
             if inputs.items() <= artifact.record["lineage"].items()
         ]
         return found[-1] if found else None
+
+
+def parts_cost(parts: Sequence[Stage], store: ArtifactStore) -> dict[str, float]:
+    """Return what parts took, for the counts of what they were put together to.
+
+    Returns
+    -------
+    dict
+        ``count``, ``seconds`` and ``bytes``, summed, and ``peak_mb``, the most of one.
+    """
+    made = [store.get(part.address) for part in parts]
+    return {
+        "count": len(made),
+        "seconds": round(sum(each.record["seconds"] for each in made), 3),
+        "bytes": sum(file.size for each in made for file in each.files.values()),
+        "peak_mb": max(each.record["peak_mb"] for each in made),
+    }
+
+
+def cost_of(artifact: Artifact) -> dict[str, float]:
+    """Return what an artifact took by its record, the parts it was put together from included.
+
+    Returns
+    -------
+    dict
+        ``seconds``, ``bytes``, ``peak_mb``, and ``parts``, how many there were, or 1.
+    """
+    record = artifact.record
+    parts = artifact.counts.get("parts", {})
+    own = sum(file.size for file in artifact.files.values())
+    return {
+        "seconds": (record.get("seconds") or 0.0) + parts.get("seconds", 0.0),
+        "bytes": own + parts.get("bytes", 0),
+        "peak_mb": max(record.get("peak_mb") or 0.0, parts.get("peak_mb", 0.0)),
+        "parts": parts.get("count", 1),
+    }
 
 
 def missing(stages: Iterable[S], store: ArtifactStore) -> list[S]:

@@ -1,5 +1,6 @@
 """The flow ``scale``: drawn rows, mined in cells and, where that fits, in one piece."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -80,8 +81,8 @@ def _mined(
 def _parts(table: Ranking, communities: Any, store: ArtifactStore) -> dict[str, list[Stage]]:
     found: dict[str, list[Stage]] = {}
     if isinstance(table, CelledRanks) and isinstance(communities, CelledCommunities):
-        for stage in (table, communities):
-            for part in (part for wave in stage.waves(store) for part in wave):
-                found.setdefault(part.name, []).append(part)
+        waves = itertools.chain(table.waves(store), communities.own_waves(store))
+        for part in itertools.chain.from_iterable(waves):
+            found.setdefault(part.name, []).append(part)
     whole: tuple[Stage, ...] = (table, communities.graph, communities)
     return found | {stage.name: [stage] for stage in whole}

@@ -61,8 +61,8 @@ def run_stage(stage: Stage, store: ArtifactStore) -> None:
     **_TRIED_AGAIN,
 )
 def make_part(part: Stage, session: RaySession, root: str) -> None:
-    """Make one part of a stage on a core of whichever worker has one."""
-    session.call(run_part, root, part)
+    """Make one part of a stage on cores of whichever node has them."""
+    session.call(run_part, root, part, cpus=part.cores, gpu=False)
 
 
 @task(name="mine-dataset", task_run_name="mine {dataset}", cache_policy=NO_CACHE, retries=1)

@@ -228,7 +228,8 @@ ASSUMPTIONS = (
     "a cell costs what it costs in the largest run here; each core works as one of this machine's",
     "k-means and the assignment of rows to lists grow with N times the number of lists, N / 512, "
     "and are shared out over the workers as rows are (here they run in one process)",
-    "a seam costs what it costs here, and so do rounds",
+    "a seam costs what it costs here, and so do rounds, though one waits for the other",
+    "every worker has a part to make: one flow keeps 32 parts going, more workers need more flows",
     "what puts parts together (ranks, labels, quality) grows with N and runs on one core",
     "no time for the network: each worker reads its lists at the speed of this machine's disk",
 )
@@ -248,7 +249,7 @@ def simulate(
     -------
     dict
         ``hours`` by stage and in all, ``worker_mb``: the most that one part had resident, to which
-        come 12 bytes a row.
+        come 30 bytes a row.
     """
     cells = math.ceil(at / cell_rows)
     hours = {}
@@ -267,7 +268,7 @@ def simulate(
         "rows": at,
         "workers": workers,
         "hours": hours | {"all": round(sum(hours.values()), 3)},
-        "worker_mb": round(max(parts, default=0.0) + 12 * (at - rows) / (1 << 20)),
+        "worker_mb": round(max(parts, default=0.0) + 30 * (at - rows) / (1 << 20)),
         "assumptions": list(ASSUMPTIONS),
     }
 

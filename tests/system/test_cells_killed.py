@@ -17,7 +17,7 @@ from tests.system.test_kill import manifest_hashes, records
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROWS = 24_000
-PARTS = ("cell-ranks", "cell-communities", "seam")
+PARTS = ("cell-ranks", "block-communities", "seam")
 
 
 def of_parts(store):
