@@ -2,8 +2,8 @@
 PYTHON ?= python3
 EXTRA ?= cpu
 BIN := .venv/bin
-# A file's tests stay in one process; more than four processes would want more memory than laptops have.
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
+# More than four processes would want more memory than laptops have.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 

@@ -22,7 +22,7 @@ from b3_core.artifacts import Address, Artifact, Draft, sha256_file
 from b3_core.config import BenchmarkSpec, TrainSpec
 from b3_core.embed import load_student
 from b3_core.errors import B3Error, InputError
-from b3_core.evaluate import benchmark, benchmark_report, mmeb
+from b3_core.evaluate import benchmark, benchmark_report, local, mmeb
 from b3_core.inputs import ModelInput, Seeing, shown
 from b3_core.kept import KeptVectors
 from b3_core.learn import Student
@@ -42,6 +42,8 @@ class BenchmarkPart(Stage):
     student: Student
     spec: BenchmarkSpec
     annotations: str
+    media: str = ""
+    """Which images or videos there are; "" where it takes all of them or fails."""
     name: ClassVar[str] = "benchmark"
     version: ClassVar[int] = benchmark.VERSION
 
@@ -55,7 +57,12 @@ class BenchmarkPart(Stage):
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {"student": self.student.address.fingerprint, "annotations": self.annotations}
+        media = {"media": self.media} if self.media else {}
+        return {
+            "student": self.student.address.fingerprint,
+            "annotations": self.annotations,
+            **media,
+        }
 
     @property
     def called(self) -> str:
@@ -95,9 +102,12 @@ def parts_of(student: Student, spec: BenchmarkSpec) -> list[BenchmarkPart]:
     """
     known = asked(spec)
     folder = Path(spec.folder)
+    # What is left out for want of media is in once they come.
+    names = local.media_names(spec.media or spec.folder) if spec.drop_missing else []
+    media = hashlib.sha256("\n".join(names).encode()).hexdigest()[:20] if names else ""
     if spec.name != "mmeb":
         files = [file for file in folder.rglob("*") if file.suffix in _ANNOTATIONS]
-        return [BenchmarkPart(student, spec, _digest(folder, files))]
+        return [BenchmarkPart(student, spec, _digest(folder, files), media)]
     there = {
         task: files
         for task in known.tasks or benchmark.tasks_of(spec.name)
@@ -110,7 +120,9 @@ def parts_of(student: Student, spec: BenchmarkSpec) -> list[BenchmarkPart]:
             remedy="set folder of that benchmark",
         )
     return [
-        BenchmarkPart(student, spec.model_copy(update={"tasks": (task,)}), _digest(folder, files))
+        BenchmarkPart(
+            student, spec.model_copy(update={"tasks": (task,)}), _digest(folder, files), media
+        )
         for task, files in there.items()
     ]
 

@@ -485,6 +485,15 @@ class TrainSpec(Spec):
         None, description="Train adapters instead of all weights; absent, all are trained."
     )
 
+    @model_validator(mode="after")
+    def _one_direction_of_margin(self) -> Self:
+        if self.symmetric and self.positive_margin is not None:
+            raise ValueError(
+                "positive_margin says which positives a query is not contrasted with, and "
+                "symmetric asks for the other direction too: leave one of them out"
+            )
+        return self
+
 
 class BenchmarkSpec(Spec):
     """A published benchmark, evaluated from a local copy of it."""
@@ -538,8 +547,18 @@ class EvalSpec(Spec):
 
     benchmarks: tuple[BenchmarkSpec, ...] = Field(
         (),
-        description="Published benchmarks that each arm's student of the first seed is put through.",
+        description="Published benchmarks, for each arm's student of the first seed.",
     )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        names = [each.name for each in self.benchmarks]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"benchmarks {names} are not all different, and one's scores would stand for "
+                "another's; give each its own CONFIG"
+            )
+        return self
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -660,6 +679,15 @@ class PipelineSpec(Spec):
         names = [d.name for d in self.datasets]
         if len(set(names)) < len(names):
             raise ValueError(f"dataset names {names} are not all different")
+        # Beside a student's fingerprint, and as a task, these would be taken for one another.
+        taken = {"student"}
+        if self.evaluate.reverse:
+            taken |= {f"{name}-reverse" for name in names}
+        if taken & set(names):
+            raise ValueError(
+                f"a dataset cannot be called {min(taken & set(names))!r}, which means something "
+                "else in results"
+            )
         for label, values in (("arms", self.arm_names), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{label} {list(values)} are not all different")

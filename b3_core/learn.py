@@ -5,7 +5,7 @@ ManifestOf (arm, seed) -> Student -> Evaluation
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -193,13 +193,14 @@ def train_loop(
         It was to, and did; the student it was at goes on from there.
     """
     store = ArtifactStore(config["root"])
-    # Decided once, by all workers alike: one that skipped a student would leave the others waiting.
-    students = missing(config["students"], store)
+    # Decided once, by worker 0 for all: one that skipped a student would leave the others waiting,
+    # or train beside those of another. Another run may publish one of them meanwhile.
+    students = _as_worker_0(config["students"], store)
     for place, found in enumerate(students):
         student = replace(found, stopping=stopping)
         step = _nested(progress, place, len(students)) if rank == 0 else silent
         if rank == 0:
-            counts = dict(student.run(store, step).counts)
+            counts = dict(student.make(store, step).counts)
             student.checkpoints(store).clear()
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -207,6 +208,21 @@ def train_loop(
                 student.build(store, draft, step)
                 counts = draft.counts
         report(counts)
+
+
+def _as_worker_0(students: Iterable[Student], store: ArtifactStore) -> list[Student]:
+    """Return the students that the store lacked when worker 0 of the group looked, each once."""
+    import torch  # noqa: PLC0415 - a worker has it already
+    import torch.distributed as group  # noqa: PLC0415
+
+    lacking = {student.address: student for student in missing(students, store)}
+    if not (group.is_available() and group.is_initialized()) or group.get_world_size() == 1:
+        return list(lacking.values())
+    once = {student.address: student for student in students}
+    device = "cuda" if group.get_backend() == "nccl" else "cpu"
+    flags = torch.tensor([each in lacking for each in once], dtype=torch.int32, device=device)
+    group.broadcast(flags, src=0)
+    return [each for each, flag in zip(once.values(), flags.tolist(), strict=True) if flag]
 
 
 def _nested(progress: Progress, place: int, of: int) -> Progress:
@@ -254,11 +270,15 @@ class Judge:
         Fingerprint of what it was trained on, for the report.
     train
         Its training; what counts here are the prompts and the length.
+    prompts
+        Dataset -> prompts of its queries and positives; those of ``train`` for one that is not
+        there. None: as CONFIG has them for each dataset.
     """
 
     student: Address
     manifest: str
     train: TrainSpec
+    prompts: Mapping[str, tuple[str, str]] | None = None
 
     def evaluate(
         self,
@@ -298,8 +318,11 @@ class Judge:
         artifact = store.get(ref.address)
         heldout, train = (PairTable.load(artifact, name) for name in ("heldout", "train"))
         everything = pa.concat_tables([train.table, heldout.table])
-        own = ref.spec.prompted(self.train)
-        prompt_of = {"query": own.query_prompt, "positive": own.positive_prompt}
+        own = self.train if self.prompts is not None else ref.spec.prompted(self.train)
+        before = (own.query_prompt, own.positive_prompt)
+        if self.prompts is not None:
+            before = self.prompts.get(ref.spec.name, before)
+        prompt_of = dict(zip(("query", "positive"), before, strict=True))
         shelf, seeing = ref.shelf(store), teacher.seeing(self.train)
 
         def vectors(rows: pa.Table, side: str) -> np.ndarray[Any, Any]:

@@ -32,6 +32,18 @@ def loggers(compute: ComputeSpec, run: str) -> list[Any]:
     return [_logger(name, Path(compute.log_dir, run)) for name in compute.report_to]
 
 
+def end_loggers(compute: ComputeSpec) -> None:
+    """End the runs of services that would else go on with the next training of this process."""
+    if "wandb" in compute.report_to:
+        import wandb  # noqa: PLC0415 - only if asked for
+
+        wandb.finish()
+    if "mlflow" in compute.report_to:
+        import mlflow  # noqa: PLC0415 - likewise
+
+        mlflow.end_run()
+
+
 def _logger(name: str, folder: Path) -> Any:
     from transformers.integrations import (  # noqa: PLC0415 - seconds to import
         TensorBoardCallback,

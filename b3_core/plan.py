@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 from b3_core.benchmarks import BenchmarkTable, table_of
 from b3_core.celled import ranking_of
 from b3_core.config import BatchSpec, ComputeSpec, MiningSpec, PipelineSpec, TrainSpec
-from b3_core.embed import PairsRef, Vectors, check_rows
+from b3_core.embed import Pairs, PairsRef, Vectors, check_rows
 from b3_core.learn import Evaluation, Student
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.ranking import Ranking
@@ -49,6 +49,17 @@ class Plan:
     legs: tuple[Leg, ...]
     evaluations: dict[Key, Evaluation]
     results: Results
+
+    @classmethod
+    def in_store(cls, spec: PipelineSpec, store: ArtifactStore) -> Self | None:
+        """Plan CONFIG on its datasets as the store has them; None if one was never read."""
+        refs = []
+        for dataset in spec.datasets:
+            artifact = store.find(Pairs.of(dataset, spec.evaluate).address)
+            if artifact is None:
+                return None
+            refs.append(PairsRef.of(dataset, artifact))
+        return cls.of(spec, refs, store)
 
     @classmethod
     def of(cls, spec: PipelineSpec, refs: Sequence[PairsRef], store: ArtifactStore) -> Self:

@@ -30,7 +30,7 @@ from b3_core.store import ArtifactStore
 Status = Literal["candidate", "current", "rejected", "retired"]
 
 _REMEMBERED = 100  # decisions
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ class Standing(Stage):
         record = store.get(self.student).record
         known = TrainSpec.model_fields.keys() & record["settings"].keys()
         train = TrainSpec(**{name: record["settings"][name] for name in known})
-        judge = Judge(self.student, record["lineage"]["manifest"], train)
+        # The prompts that it was trained with, not those that CONFIG has now.
+        names = [entry["name"] for entry in trained_on(self.student, store)["datasets"]]
+        own = record["settings"].get("prompts") or []
+        prompts = {name: (query, positive) for name, (query, positive) in zip(names, own)}  # noqa: B905 - there may be none
+        judge = Judge(self.student, record["lineage"]["manifest"], train, prompts)
         judge.evaluate(self.refs, store, draft, progress=progress, reverse=self.spec.reverse)
 
 
@@ -101,6 +105,11 @@ class Promotion:
         """Tell whether a student was compared, whatever came of it."""
         return any(each["status"] != "candidate" for each in _marks(self.history, evaluation))
 
+    def last(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Return what was decided last about a student, as :meth:`decide` says it."""
+        mark = _marks(self.history, evaluation)[-1]
+        return self._said(evaluation, mark["status"], mark["why"])
+
     def nominate(self, evaluation: Evaluation) -> None:
         """Mark a student as candidate, unless it is marked already."""
         if not _marks(self.history, evaluation):
@@ -120,8 +129,8 @@ class Promotion:
             first = self.current is None
             why = "the first" if first else "in place already"
             return self._mark(evaluation, "current", why)
-        fair_Q = self._unseen(standing)
-        found = self._difference(evaluation, standing, fair_Q)
+        fair_T = self._unseen(standing)
+        found = self._difference(evaluation, standing, fair_T)
         bar = self.rule.margin if self.rule.rule == "better" else -self.rule.margin
         promoted = found.low > bar
         why = (
@@ -129,48 +138,59 @@ class Promotion:
             f"place; rule {self.rule.rule!r} asks for more than {bar:+.4f}"
         )
         difference = {"mean": found.mean, "low": found.low, "high": found.high}
-        difference["queries"] = int(fair_Q.sum())
+        difference["queries"] = sum(int(fair_Q.sum()) for fair_Q in fair_T)
         status: Status = "current" if promoted else "rejected"
         return self._mark(evaluation, status, why) | {"difference": difference}
 
     def _difference(
-        self, evaluation: Evaluation, standing: Standing, fair_Q: npt.NDArray[np.bool_]
+        self, evaluation: Evaluation, standing: Standing, fair_T: Sequence[npt.NDArray[np.bool_]]
     ) -> compare.Interval:
         new, old = (self.store.get(stage.address) for stage in (evaluation, standing))
+        judged = [
+            (task, fair_Q)
+            for task, fair_Q in zip(new.counts["tasks"], fair_T, strict=True)
+            if fair_Q.any()
+        ]
         reciprocal_2Q = [
             np.concatenate(
-                [1 / retrieval.EvalReport.load(each, task).rank_Q for task in each.counts["tasks"]]
-            )[fair_Q]
+                [
+                    1 / retrieval.EvalReport.load(each, task).rank_Q[fair_Q]
+                    for task, fair_Q in judged
+                ]
+            )
             for each in (new, old)
         ]
         return compare.paired_bootstrap(
-            reciprocal_2Q[0][None], reciprocal_2Q[1][None], rng=generator(0, "promotion")
+            reciprocal_2Q[0][None],
+            reciprocal_2Q[1][None],
+            rng=generator(0, "promotion"),
+            tasks=[int(fair_Q.sum()) for _, fair_Q in judged],
         )
 
-    def _unseen(self, standing: Standing) -> npt.NDArray[np.bool_]:
-        """Tell which held-out queries the current student was not trained on."""
-        manifest = Address(
-            standing.student.dataset,
-            "manifest",
-            self.store.get(standing.student).record["lineage"]["manifest"],
-        )
-        head = Manifest.read_head(self.store.get(manifest))
+    def _unseen(self, standing: Standing) -> list[npt.NDArray[np.bool_]]:
+        """Tell which held-out queries of each task the current student was not trained on.
+
+        All, where it has seen every one.
+        """
+        head = trained_on(standing.student, self.store)
         trained_of = {
             entry["name"]: read_keys(
                 self.store.get(Address(entry["name"], "pairs", entry["pairs"]))
             )
             for entry in head["datasets"]
         }
-        unseen = []
+        unseen: list[npt.NDArray[np.bool_]] = []
         for ref in standing.refs:
             keys = read_keys(self.store.get(ref.address), "heldout")
             trained = trained_of.get(ref.spec.name)
             seen = pc.is_in(keys, trained) if trained is not None else None
-            unseen.append(
+            fair_Q = (
                 np.ones(len(keys), bool) if seen is None else ~seen.to_numpy(zero_copy_only=False)
             )
-        fair_Q = np.concatenate(unseen)
-        return fair_Q if fair_Q.any() else np.ones_like(fair_Q)
+            unseen += [fair_Q] * (2 if standing.spec.reverse else 1)
+        if any(fair_Q.any() for fair_Q in unseen):
+            return unseen
+        return [np.ones_like(fair_Q) for fair_Q in unseen]
 
     def _noted(self) -> dict[str, Any]:
         return self.store.note(self._name) or {"current": None, "history": []}
@@ -201,12 +221,22 @@ class Promotion:
             )
             current = list(_parts(student)) if status == "current" else noted["current"]
             self.store.set_note(self._name, {"current": current, "history": history[-_REMEMBERED:]})
+        return self._said(evaluation, status, why)
+
+    def _said(self, evaluation: Evaluation, status: Status, why: str) -> dict[str, Any]:
+        student, manifest = evaluation.student.address, evaluation.student.manifest.address
         return {
             "student": self.store.uri(student.path),
             "manifest": self.store.uri(manifest.path),
             "status": status,
             "why": why,
         }
+
+
+def trained_on(student: Address, store: ArtifactStore) -> dict[str, Any]:
+    """Return the head of the manifest that a student was trained on."""
+    made = store.get(student).record["lineage"]["manifest"]
+    return Manifest.read_head(store.get(Address(student.dataset, "manifest", made)))
 
 
 def _marks(history: Sequence[dict[str, Any]], evaluation: Evaluation) -> list[dict[str, Any]]:

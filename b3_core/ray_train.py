@@ -6,6 +6,7 @@ whoever is told to end   -> stopping()     -> the loop keeps its step, and raise
 """
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,8 +110,15 @@ class Trainings:
                     storage_path=self._storage, failure_config=FailureConfig(max_failures=2)
                 ),
             )
-            with _polled(self._ray, job.board, job.progress):
-                trainer.fit()
+            with _polled(self._ray, job.board, job.progress), _own_interrupts():
+                try:
+                    trainer.fit()
+                except Exception:
+                    # What a worker said before Ray gave up is why, and is one line.
+                    error = self._ray.get(job.board.take_error.remote())
+                    if error is None:
+                        raise
+                    raise error from None
             error = self._ray.get(job.board.take_error.remote())
             if error is None:
                 return
@@ -185,6 +193,8 @@ class _Board:
 
     def run(self, running: bool) -> None:
         self._running = running
+        if running:  # of a try before this one
+            self._error = None
 
     def running(self) -> bool:
         return self._running
@@ -194,6 +204,18 @@ class _Board:
 
     def stopping(self) -> bool:
         return self._stopping
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Give Ctrl-C back to this process: Ray Train takes it while it trains, and keeps it."""
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if here else None
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

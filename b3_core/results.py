@@ -36,7 +36,7 @@ class Results(Stage):
 
     evaluations: tuple[tuple[str, Evaluation], ...]
     name: ClassVar[str] = "results"
-    version: ClassVar[int] = 10 * compare.VERSION + 3
+    version: ClassVar[int] = 10 * compare.VERSION + 4
 
     @property
     def dataset(self) -> str:  # noqa: D102 - the base class says it
@@ -108,15 +108,17 @@ def _table(
         arm: np.stack([_scores(reports, metric) for reports in runs])
         for arm, runs in reports_of.items()
     }
+    first = next(iter(reports_of.values()))[0]
+    tasks = [len(report.rank_Q) for report in first]
     rows = [
-        {**row, **_interval(scores[arm], f"{metric}_"), **effort_of[arm]}
+        {**row, **_interval(scores[arm], f"{metric}_", tasks=tasks), **effort_of[arm]}
         for arm, row in zip(means, compare.arms_table(means), strict=True)
     ]
     # Every arm against the control, and b3 against every other.
     compared = [(arm, "random") for arm in scores if arm != "random" and "random" in scores]
     compared += [("b3", arm) for arm in scores if arm not in ("b3", "random") and "b3" in scores]
     differences = {
-        f"{ours} - {control}": _interval(scores[ours], other=scores[control])
+        f"{ours} - {control}": _interval(scores[ours], other=scores[control], tasks=tasks)
         for ours, control in compared
     }
     return {"arms": rows, "differences": differences, "metric": metric}
@@ -157,11 +159,17 @@ def _interval(
     score_SQ: npt.NDArray[np.float64],
     prefix: str = "",
     *,
+    tasks: Sequence[int],
     other: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, float]:
-    """Return the interval of mean scores, a row a seed and a column a query, or of a difference."""
+    """Return the interval of mean scores, a row a seed and a column a query, or of a difference.
+
+    The mean is over tasks, as the metrics' is: a dataset of few queries counts as much as another.
+    """
     against_SQ = np.zeros_like(score_SQ) if other is None else other
-    found = compare.paired_bootstrap(score_SQ, against_SQ, rng=generator(0, "bootstrap"))
+    found = compare.paired_bootstrap(
+        score_SQ, against_SQ, rng=generator(0, "bootstrap"), tasks=tasks
+    )
     bounds = {f"{prefix}low": found.low, f"{prefix}high": found.high}
     return bounds if other is None else {"mean": found.mean, **bounds}
 

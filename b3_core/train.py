@@ -33,7 +33,7 @@ from b3_core.collate import TokenCollator
 from b3_core.config import ComputeSpec, TrainSpec
 from b3_core.errors import InputError, StoppedError
 from b3_core.inputs import Shelf, Shelves
-from b3_core.loggers import loggers
+from b3_core.loggers import end_loggers, loggers
 from b3_core.loss import GroupedInfoNCE
 from b3_core.margin import PositiveMargin, Vectors
 from b3_core.multimodal import takes_media
@@ -162,6 +162,7 @@ def train_student(
                 remedy="name one in train.student",
             )
         arguments = _arguments(model, spec, plan=plan, seed=seed, output=scratch)
+        arguments.run_name = run or None
         arguments.dataloader_num_workers = compute.loader_workers if shelves else 0
         factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)
         began = time.monotonic()
@@ -180,6 +181,7 @@ def train_student(
         if trainer.is_world_process_zero():
             for logger in loggers(compute, run):
                 trainer.add_callback(logger)
+            stack.callback(end_loggers, compute)
         last = None if checkpoints is None else stack.enter_context(checkpoints.last())
         if last is not None:
             watch.restore(last)

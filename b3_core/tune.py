@@ -34,6 +34,18 @@ SPACE: dict[str, tuple[Any, ...]] = {
 }
 
 
+def trials_of(spec: PipelineSpec, *, held_in: bool) -> PipelineSpec:
+    """Return CONFIG as candidates are tried with it: for their MRR, and for nothing else.
+
+    ``held_in``: they are judged on rows of the training files, whatever ``eval_uri`` names.
+    """
+    datasets = spec.datasets
+    if held_in:
+        datasets = tuple(each.model_copy(update={"eval_uri": None}) for each in datasets)
+    judged = spec.evaluate.model_copy(update={"benchmarks": ()})
+    return spec.model_copy(update={"datasets": datasets, "evaluate": judged, "promote": None})
+
+
 def candidates(spec: PipelineSpec, count: int, *, rng: np.random.Generator) -> list[ArmSpec]:
     """Draw ``count`` arms from ``SPACE`` without repeating one; CONFIG's own comes first.
 

@@ -4,6 +4,7 @@ from prefect import flow
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from b3_core.artifacts import Address
 from b3_core.benchmarks import read_table
 from b3_core.config import PipelineSpec
 from b3_core.errors import B3Error, reason
@@ -56,9 +57,9 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
             run_stage(plan.results, store)
         results = outcome.evaluated(plan, store)
         publish_results(spec.name, results)
-        results |= _benchmarks(plan, spec, store, ray)
         if spec.promote is not None:  # Ray is still open: the one in place may have to be judged
             results["promotion"] = _promote(plan, spec, store, ray)
+        results |= _benchmarks(plan, spec, store, ray)  # last: one that fails is an error
     return results
 
 
@@ -69,21 +70,30 @@ def _benchmarks(
     table = plan.benchmarks(spec)
     if table is None:
         return {}
-    undone = [(arm, part) for arm, part in table.parts if store.find(part.address) is None]
+    # Arms may have a student in common, which is put through them once.
+    arms_of: dict[Address, list[str]] = {}
+    for arm, part in table.parts:
+        arms_of.setdefault(part.address, []).append(arm)
+    undone = missing([part for _, part in table.parts], store)
     failed = []
     if undone:
         with gpu_turn(spec.compute), reporting.step("benchmarks") as progress:
             futures = {
                 evaluate_student.submit(
-                    part, ray, store.root, arm=f"{arm} on {part.called}", seed=spec.seeds[0]
-                ): (arm, part)
-                for arm, part in undone
+                    part,
+                    ray,
+                    store.root,
+                    arm=f"{arms_of[part.address][0]} on {part.called}",
+                    seed=spec.seeds[0],
+                ): part
+                for part in undone
             }
             for done, future in enumerate(as_completed(list(futures)), start=1):
                 try:
                     future.result()
                 except Exception as error:  # the others go on
-                    failed.append((*futures[future], reason(error)))
+                    part = futures[future]
+                    failed += [(arm, part, reason(error)) for arm in arms_of[part.address]]
                 progress(done, len(futures))
     table = table.without(failed)
     if store.find(table.address) is None:
@@ -93,7 +103,8 @@ def _benchmarks(
     if failed:
         arm, part, why = failed[0]
         raise B3Error(
-            f"{len(failed)} of {len(undone)} benchmark tasks failed, first {arm} on "
+            f"{len({part.address for _, part, _ in failed})} of {len(undone)} benchmark tasks "
+            f"failed, first {arm} on "
             f"{part.called}: {why}",
             remedy=f"the others are in {read_table(made)['benchmarks_report']}: mend it and run "
             "the same command again",

@@ -8,7 +8,6 @@ from typing import Any
 
 from b3_core.benchmarks import read_table
 from b3_core.config import PipelineSpec
-from b3_core.embed import Pairs, PairsRef
 from b3_core.plan import Plan
 from b3_core.promote import Promotion
 from b3_core.results import read_results
@@ -50,7 +49,7 @@ OF_FLOW: dict[str, Callable[[Plan, ArtifactStore], Outcome]] = {
 def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
     """Return what ``flow`` would return if the store holds all its work, else None."""
     store = ArtifactStore(spec.store.root)
-    plan = plan_in(spec, store)
+    plan = Plan.in_store(spec, store)
     if plan is None:
         return None
     needed: dict[str, Iterable[Stage]] = {
@@ -65,22 +64,15 @@ def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
     table = plan.benchmarks(spec) if judged else None
     if table is not None and missing([table], store):
         return None
-    if spec.promote is not None and flow in ("evaluate", "pipeline"):
+    promoted: Outcome = {}
+    if spec.promote is not None and judged:
         candidate = plan.evaluations[spec.promote.arm, spec.seeds[0]]
-        if not Promotion(store, spec.name, spec.promote).decided(candidate):
+        promotion = Promotion(store, spec.name, spec.promote)
+        if not promotion.decided(candidate):
             return None
-    found = OF_FLOW[flow](plan, store)
+        promoted = {"promotion": promotion.last(candidate)}
+    found = {**OF_FLOW[flow](plan, store), **promoted}
     return found if table is None else {**found, **read_table(store.get(table.address))}
-
-
-def plan_in(spec: PipelineSpec, store: ArtifactStore) -> Plan | None:
-    """Plan CONFIG on its datasets as the store has them; None if one was never read."""
-    found = [store.find(Pairs.of(d, spec.evaluate).address) for d in spec.datasets]
-    pairs = [artifact for artifact in found if artifact is not None]
-    if len(pairs) < len(found):
-        return None
-    refs = [PairsRef.of(d, artifact) for d, artifact in zip(spec.datasets, pairs, strict=True)]
-    return Plan.of(spec, refs, store)
 
 
 def _uris(stages: Iterable[Stage], store: ArtifactStore) -> list[str]:

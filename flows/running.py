@@ -102,10 +102,10 @@ def run_flow(name: str, spec: PipelineSpec) -> dict[str, Any]:
 
 def plan_after(spec: PipelineSpec) -> Any:
     """Return the :class:`b3_core.plan.Plan` of a CONFIG whose datasets a flow has just read."""
+    from b3_core.plan import Plan  # noqa: PLC0415
     from b3_core.store import ArtifactStore  # noqa: PLC0415
-    from flows import outcome  # noqa: PLC0415
 
-    plan = outcome.plan_in(spec, ArtifactStore(spec.store.root))
+    plan = Plan.in_store(spec, ArtifactStore(spec.store.root))
     assert plan is not None
     return plan
 

@@ -39,10 +39,7 @@ def tune(
         ``rounds``: the table of arms and the differences of each; ``chosen``: the winner's name;
         ``config``: CONFIG with the winner's keys.
     """
-    data = spec
-    if judge == "training":
-        held_in = tuple(d.model_copy(update={"eval_uri": None}) for d in spec.datasets)
-        data = spec.model_copy(update={"datasets": held_in})
+    data = choose.trials_of(spec, held_in=judge == "training")
     arms = {a.name: a for a in choose.candidates(spec, trials, rng=generator(0, "tune"))}
     left = list(arms)
     tables = []

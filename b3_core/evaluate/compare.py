@@ -29,6 +29,7 @@ def paired_bootstrap(
     rng: np.random.Generator,
     resamples: int = 2000,
     level: float = 0.95,
+    tasks: Sequence[int] = (),
 ) -> Interval:
     """Bootstrap the mean of ``a - b`` over seeds and queries at once.
 
@@ -43,31 +44,43 @@ def paired_bootstrap(
     ----------
     a_SQ, b_SQ
         A score of each seed and query, such as reciprocal ranks; the same seeds and queries.
+    tasks
+        How many queries each task has, in their order: the mean is over tasks then, whatever their
+        size, and queries are drawn within each. By default all are of one.
 
     Raises
     ------
     ValueError
-        The shapes differ or are empty.
+        The shapes differ or are empty, or tasks have another number of queries or none.
     """
     if a_SQ.shape != b_SQ.shape or a_SQ.ndim != 2 or a_SQ.size == 0:
         raise ValueError(f"shapes {a_SQ.shape} and {b_SQ.shape} are not both (seeds, queries)")
     difference_SQ = np.asarray(a_SQ, np.float64) - b_SQ
-    mean_R = np.concatenate(list(_resampled(difference_SQ, rng, resamples)))
+    sizes = tuple(tasks) or difference_SQ.shape[1:]
+    if sum(sizes) != difference_SQ.shape[1] or min(sizes) < 1:
+        raise ValueError(f"tasks of {sizes} queries, of {difference_SQ.shape[1]} in all")
+    task_TSQ = np.split(difference_SQ, np.cumsum(sizes)[:-1], axis=1)
+    mean_R = np.concatenate(list(_resampled(task_TSQ, rng, resamples)))
     low, high = np.quantile(mean_R, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(difference_SQ.mean()), float(low), float(high))
+    mean = float(np.mean([value_SQ.mean() for value_SQ in task_TSQ]))
+    return Interval(mean, float(low), float(high))
 
 
 def _resampled(
-    value_SQ: npt.NDArray[np.float64], rng: np.random.Generator, resamples: int
+    task_TSQ: Sequence[npt.NDArray[np.float64]], rng: np.random.Generator, resamples: int
 ) -> Iterator[npt.NDArray[np.float64]]:
     """Yield the resampled means in blocks: how often each is drawn is its weight."""
-    seeds, queries = value_SQ.shape
-    step = max(1, _BLOCK // queries)
+    seeds = len(task_TSQ[0])
+    step = max(1, _BLOCK // sum(value_SQ.shape[1] for value_SQ in task_TSQ))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         weight_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
-        weight_RQ = rng.multinomial(queries, np.full(queries, 1 / queries), size=size)
-        yield ((weight_RS @ value_SQ) * weight_RQ).sum(axis=1) / value_SQ.size
+        total_R = np.zeros(size)
+        for value_SQ in task_TSQ:
+            queries = value_SQ.shape[1]
+            weight_RQ = rng.multinomial(queries, np.full(queries, 1 / queries), size=size)
+            total_R += ((weight_RS @ value_SQ) * weight_RQ).sum(axis=1) / value_SQ.size
+        yield total_R / len(task_TSQ)
 
 
 def arms_table(

@@ -151,8 +151,9 @@ def _manifests(
 
 
 def steps_of(batching: BatchSpec, rows: Iterable[int]) -> int:
-    """Count the batches of a manifest: no batch has rows of two datasets."""
-    return batching.epochs * sum(each // batching.batch_size for each in rows)
+    """Count the batches of a manifest: of one dataset each, unless they are drawn across all."""
+    sizes = [sum(rows)] if batching.mixing == "across" else rows
+    return batching.epochs * sum(each // batching.batch_size for each in sizes)
 
 
 def _student(stage: Student, totals: Mapping[str, Rows], store: ArtifactStore | None) -> Job:

@@ -59,10 +59,17 @@ class Spread:
         return cls(
             workers,
             max(1, jobs),
-            evaluations=workers if small else max(1, told // 2),
+            evaluations=_evaluations(workers, told, small=small, gpus=gpus / share if share else 0),
             evaluation_threads=1 if small else 2,
             shard_rows=spec.compute.shard_rows,
         )
+
+
+def _evaluations(workers: int, told: int, *, small: bool, gpus: float) -> int:
+    if small:
+        return workers
+    at_once = max(1, told // 2)
+    return max(1, min(at_once, int(gpus))) if gpus else at_once
 
 
 @dataclass
@@ -166,7 +173,7 @@ class Prober:
         return _smallest(spec)
 
     def _mine(self, found: Measured) -> None:
-        rows = min(self.sample.rows.values())
+        rows = max(self.sample.rows.values())  # smaller datasets have what they have
         batch = max(batches.batch_size for _, batches in _arms(self.sample.spec))
         least = min(rows, 2 * batch)
         for name, sizes in (

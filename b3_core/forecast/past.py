@@ -8,7 +8,7 @@ from b3_core.forecast.rates import Timing
 from b3_core.learn import Evaluation, Student
 from b3_core.mine import ManifestOf
 from b3_core.plan import Plan
-from b3_core.stage import Past, Stage
+from b3_core.stage import Past, Stage, cost_of
 
 #: Records of fewer rows than this part of what is asked for say too little of growth.
 _LEAST_SHARE = 0.5
@@ -30,7 +30,12 @@ def timings_of(plan: Plan, works: Mapping[str, tuple[str, Work]], past: Past) ->
         if kind_work is None:
             continue
         kind, wanted = kind_work
-        records = [each for each in past.like(stage) if _rows(each, stage, past)]
+        # What began with an earlier state of a dataset says little of what it takes from scratch.
+        records = [
+            each
+            for each in past.like(stage)
+            if _rows(each, stage, past) and "earlier" not in each.record["lineage"]
+        ]
         last = records[-1:]  # of several the machine and the code are likest to those of now
         for artifact in last:
             rows = _rows(artifact, stage, past)
@@ -86,13 +91,13 @@ def _scaled(work: Work, share: float) -> Work | None:
 
 
 def _timing(kind: str, key: str, work: Work, artifact: Artifact) -> Timing:
-    record = artifact.record
+    cost = cost_of(artifact)
     return Timing(
         kind,
         key,
         work,
-        record["seconds"],
-        peak_mb=record.get("peak_mb", 0.0),
-        bytes=sum(file.size for file in artifact.files.values()),
+        cost["seconds"],
+        peak_mb=cost["peak_mb"],
+        bytes=int(cost["bytes"]),
         source="records",
     )

@@ -7,6 +7,7 @@ Seconds of work are the sum over artifacts, as records have them. On the clock, 
 side share them, and what starts Ray, its actors and a training job comes on top.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -154,6 +155,7 @@ _RAYED = ("shards", "student", "evaluation")
 def _stage(kind: str, jobs: Sequence[Job], basis: Basis) -> Stage:
     todo = [job for job in jobs if not job.done]
     at_once = _at_once(kind, basis.spread, len(todo))
+    pieces = _pieces(kind, todo, basis.spread)
     work, peak, disk, bases = 0.0, 0.0, 0.0, []
     made = Counter[str]()
     for job in todo:
@@ -167,10 +169,13 @@ def _stage(kind: str, jobs: Sequence[Job], basis: Basis) -> Stage:
         peak = max(peak, peak_mb(job, rate, basis.widths, rows=basis.rows(job)))
         disk += disk_bytes(job, rate)
         bases.append(rate.source)
-    pieces = _pieces(kind, todo, basis.spread)
     begins = _begins(kind, basis.starts, pieces) if todo else 0.0
     clock = work / min(at_once, pieces) + begins
-    memory = at_once * peak + (RUN_MB if kind in _RAYED else MORE_MB) if peak else 0.0
+    # A single shard is embedded in the run's own process; cells are mined one a core.
+    processes = min(at_once, math.ceil(pieces))
+    if any(math.isfinite(job.held) for job in todo):
+        processes = basis.machine.cpus
+    memory = processes * peak + (RUN_MB if kind in _RAYED else MORE_MB) if peak else 0.0
     memory_gb = round(memory * MB / 1e9, 2)
     machine, problem = basis.machine, None
     if memory_gb > machine.memory_gb:

@@ -11,6 +11,7 @@ evaluate   -> that student's evaluation
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,6 +119,15 @@ def start(request: Mapping[str, Any]) -> dict[str, Any]:
     from b3_core.ray_session import session  # noqa: PLC0415
 
     spec = PipelineSpec.model_validate(request["spec"])
+    # Of this machine: a GPU that is not here, or workers of another one, would be waited for.
+    cores = os.cpu_count() or 1
+    here = spec.compute.model_copy(
+        update={
+            "gpus_per_worker": 0.0,
+            "workers": min(spec.compute.workers or cores, cores),
+            "train_workers": min(spec.compute.train_workers, cores),
+        }
+    )
     found = {}
     last = time.perf_counter()
 
@@ -126,7 +136,7 @@ def start(request: Mapping[str, Any]) -> dict[str, Any]:
         found[name] = time.perf_counter() - last
         last = time.perf_counter()
 
-    with session(spec.compute) as ray:
+    with session(here) as ray:
         ray.call(_nothing)
         lap("ray")
         ray.pool(Idle).call("run")

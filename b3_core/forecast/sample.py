@@ -100,7 +100,21 @@ def draw(spec: PipelineSpec, folder: Path, *, rows: int) -> Sample:
             pq.write_table(table, file)
             update[field] = str(file)
         datasets.append(dataset.model_copy(update=update))
-    changed = {"datasets": tuple(datasets), "incremental": False, "seeds": spec.seeds[:1]}
+    # A sample is one cell, and less.
+    mining = spec.mining.model_copy(update={"cell_rows": None})
+    arms = tuple(
+        each
+        if isinstance(each, str)
+        else each.model_copy(update={"mining": {**each.mining, "cell_rows": None}})
+        for each in spec.arms
+    )
+    changed = {
+        "datasets": tuple(datasets),
+        "incremental": False,
+        "seeds": spec.seeds[:1],
+        "mining": mining,
+        "arms": arms,
+    }
     return Sample(spec.model_copy(update=changed), counts)
 
 

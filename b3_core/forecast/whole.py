@@ -54,7 +54,7 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
     """
     store = ArtifactStore(spec.store.root)
     totals = {each.name: rows_of(each, spec, store) for each in spec.datasets}
-    plan = _plan_in(spec, store)
+    plan = Plan.in_store(spec, store)
     with tempfile.TemporaryDirectory(prefix="b3-plan-") as folder:
         # More than one batch must be left of it when it is cut.
         batch = max(spec.arm(name)[1].batch_size for name in spec.arm_names)
@@ -91,17 +91,6 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
         starts=found.starts,
     )
     return predict(jobs, basis, list(_assumptions(spec, sample, found, sampled=sampled, jobs=jobs)))
-
-
-def _plan_in(spec: PipelineSpec, store: ArtifactStore) -> Plan | None:
-    """Plan CONFIG on its datasets as the store has them; None if one was never read."""
-    refs = []
-    for dataset in spec.datasets:
-        artifact = store.find(Pairs.of(dataset, spec.evaluate).address)
-        if artifact is None:
-            return None
-        refs.append(PairsRef.of(dataset, artifact))
-    return Plan.of(spec, refs, store)
 
 
 def _planned(sample: Sample, spec: PipelineSpec, folder: Path) -> tuple[Plan, bool]:

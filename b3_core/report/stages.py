@@ -10,6 +10,7 @@ from b3_core.artifacts import Artifact
 from b3_core.embed import content_of
 from b3_core.pairs import read_keys
 from b3_core.report.stored import Upstream
+from b3_core.stage import cost_of
 
 _ORDER = ("pairs", "embeddings", "ranks", "labels", "graph", "communities")
 
@@ -61,11 +62,8 @@ def _record(artifact: Artifact | None) -> dict[str, Any]:
     record = artifact.record
     return {
         "there": True,
-        "seconds": record.get("seconds"),
-        "peak_mb": record.get("peak_mb"),
-        "bytes": sum(entry.size for entry in artifact.files.values()),
+        **cost_of(artifact),
         "finished": record.get("finished"),
-        "parts": 1,
         "settings": dict(record["settings"]),
         "lineage": dict(record["lineage"]),
     }

@@ -18,6 +18,18 @@ def test_what_seed_and_query_share_cancels():
     assert [interval.mean, interval.low, interval.high] == pytest.approx([0.25] * 3)
 
 
+def test_tasks_count_alike_however_many_queries_they_have():
+    a_SQ = np.concatenate([np.full((2, 900), 0.2), np.full((2, 30), 0.8)], axis=1)
+    none = np.zeros_like(a_SQ)
+    interval = paired_bootstrap(a_SQ, none, rng=rng(), tasks=[900, 30])
+    # Nothing differs within a task, so nothing is uncertain.
+    assert [interval.mean, interval.low, interval.high] == pytest.approx([0.5] * 3)
+    one = paired_bootstrap(a_SQ, none, rng=rng(), tasks=[930])
+    assert one == paired_bootstrap(a_SQ, none, rng=rng())
+    with pytest.raises(ValueError, match="of 930 in all"):
+        paired_bootstrap(a_SQ, none, rng=rng(), tasks=[900])
+
+
 def test_the_spread_of_seeds_alone():
     # Differences 0 and 1 by seed, the same for every query: resampling two seeds gives
     # 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4.
@@ -69,7 +81,7 @@ def test_coverage_when_both_seeds_and_queries_vary(effect):
 
 def test_blocks_do_not_show(monkeypatch):
     monkeypatch.setattr(compare, "_BLOCK", 50 * 7)
-    sizes = [len(part) for part in compare._resampled(np.zeros((3, 50)), rng(), 20)]
+    sizes = [len(part) for part in compare._resampled([np.zeros((3, 50))], rng(), 20)]
     assert sizes == [7, 7, 6]
     monkeypatch.undo()
     a_SQ = rng(8).normal(size=(3, 50))

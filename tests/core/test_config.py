@@ -68,6 +68,12 @@ def test_a_teacher_may_be_just_its_name(config):
         ),
         (LEAST + LEAST.replace("datasets:", "").lstrip("\n"), "not all different"),
         (LEAST + "seeds: [1, 1]\n", "seeds .1, 1. are not all different"),
+        (LEAST.replace("name: faq", "name: student"), "cannot be called 'student'"),
+        (
+            LEAST + "evaluate: {benchmarks: [{name: coco, folder: a}, {name: coco, folder: b}]}\n",
+            "benchmarks .'coco', 'coco'. are not all different",
+        ),
+        (LEAST + "train: {symmetric: true, positive_margin: 0.95}\n", "leave one of them out"),
         ("- 1\n", "holds no mapping"),
         ("datasets: [\n", "no valid YAML at line"),
         (LEAST.replace("name: faq", "name: ../faq"), r"'datasets\[0\]\.name'"),

@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
 
-from b3_core.config import BatchSpec, DatasetSpec, Phase, PipelineSpec
-from b3_core.tune import DEFAULT, SPACE, candidates, chosen, rounds, survivors
+from b3_core.config import (
+    BatchSpec,
+    BenchmarkSpec,
+    DatasetSpec,
+    Phase,
+    PipelineSpec,
+    PromoteSpec,
+)
+from b3_core.tune import DEFAULT, SPACE, candidates, chosen, rounds, survivors, trials_of
 
 SPEC = PipelineSpec(datasets=(DatasetSpec(name="d", uri="/x", query="q", positive="p"),))
 
@@ -58,6 +65,23 @@ def test_the_best_go_on_and_the_default_with_them():
     assert survivors(table, 3) == ["b", "c", DEFAULT]
     assert survivors(table, 2) == ["b", DEFAULT]
     assert survivors([row for row in table if row["arm"] != DEFAULT], 2) == ["b", "c"]
+
+
+def test_a_trial_promotes_nobody_and_runs_no_benchmark():
+    benchmark = BenchmarkSpec(name="coco", folder="/data/coco")
+    dataset = SPEC.datasets[0].model_copy(update={"eval_uri": "/data/eval.parquet"})
+    asked = SPEC.model_copy(
+        update={
+            "promote": PromoteSpec(),
+            "evaluate": SPEC.evaluate.model_copy(update={"benchmarks": (benchmark,)}),
+            "datasets": (dataset,),
+        }
+    )
+    tried = trials_of(asked, held_in=True)
+    assert (tried.promote, tried.evaluate.benchmarks) == (None, ())
+    assert tried.datasets[0].eval_uri is None
+    assert tried.evaluate.settings == asked.evaluate.settings  # trials are found again
+    assert trials_of(asked, held_in=False).datasets == asked.datasets
 
 
 def test_the_chosen_config_is_one():
