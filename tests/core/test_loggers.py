@@ -10,6 +10,7 @@ from b3_core.errors import InputError
 from tests.core.test_train import PAIRS, PLAN, SPEC
 
 
+@pytest.mark.slow  # imports tensorboard
 def test_tensorboard_gets_a_folder_a_run(tmp_path):
     compute = ComputeSpec(report_to=("tensorboard",), log_dir=str(tmp_path / "logs"))
     train.train_student(PAIRS, PLAN, SPEC, seed=5, output=tmp_path, compute=compute, run="one")
