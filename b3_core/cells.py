@@ -24,9 +24,9 @@ from b3_core import search
 from b3_core.artifacts import Artifact, Draft
 from b3_core.progress import Progress, silent
 
-VERSION = 2
+VERSION = 3
 
-LIST_ROWS = 512  # positives of a list, on average
+LIST_ROWS = 256  # positives of a list, on average
 _ROUNDS = 10  # of k-means
 _SAMPLE = 64  # positives a list that k-means looks at
 _BLOCK = 1 << 15  # rows looked at together

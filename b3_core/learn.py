@@ -200,7 +200,8 @@ def train_loop(
         student = replace(found, stopping=stopping)
         step = _nested(progress, place, len(students)) if rank == 0 else silent
         if rank == 0:
-            counts = dict(student.make(store, step).counts)
+            make = student.run if _is_alone() else student.make  # others count on worker 0's steps
+            counts = dict(make(store, step).counts)
             student.checkpoints(store).clear()
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -216,13 +217,20 @@ def _as_worker_0(students: Iterable[Student], store: ArtifactStore) -> list[Stud
     import torch.distributed as group  # noqa: PLC0415
 
     lacking = {student.address: student for student in missing(students, store)}
-    if not (group.is_available() and group.is_initialized()) or group.get_world_size() == 1:
+    if _is_alone():
         return list(lacking.values())
     once = {student.address: student for student in students}
     device = "cuda" if group.get_backend() == "nccl" else "cpu"
     flags = torch.tensor([each in lacking for each in once], dtype=torch.int32, device=device)
     group.broadcast(flags, src=0)
     return [each for each, flag in zip(once.values(), flags.tolist(), strict=True) if flag]
+
+
+def _is_alone() -> bool:
+    import torch.distributed as group  # noqa: PLC0415 - a worker has torch already
+
+    ready = group.is_available() and group.is_initialized()
+    return not ready or group.get_world_size() == 1
 
 
 def _nested(progress: Progress, place: int, of: int) -> Progress:
@@ -305,6 +313,12 @@ class Judge:
         }
         draft.counts |= {"tasks": names, "metrics": metrics}
 
+    def _prompts(self, ref: PairsRef) -> dict[str, str]:
+        own = ref.spec.prompted(self.train) if self.prompts is None else self.train
+        pair = (own.query_prompt, own.positive_prompt)
+        query, positive = (self.prompts or {}).get(ref.spec.name, pair)
+        return {"query": query, "positive": positive}
+
     def _reports(
         self,
         encoder: teacher.Teacher,
@@ -318,11 +332,7 @@ class Judge:
         artifact = store.get(ref.address)
         heldout, train = (PairTable.load(artifact, name) for name in ("heldout", "train"))
         everything = pa.concat_tables([train.table, heldout.table])
-        own = self.train if self.prompts is not None else ref.spec.prompted(self.train)
-        before = (own.query_prompt, own.positive_prompt)
-        if self.prompts is not None:
-            before = self.prompts.get(ref.spec.name, before)
-        prompt_of = dict(zip(("query", "positive"), before, strict=True))
+        prompt_of = self._prompts(ref)
         shelf, seeing = ref.shelf(store), teacher.seeing(self.train)
 
         def vectors(rows: pa.Table, side: str) -> np.ndarray[Any, Any]:

@@ -21,9 +21,11 @@ from b3_core.cells import Cells, Sides
 from b3_core.neighbours import settle, share_held
 from b3_core.progress import Progress, silent
 
-VERSION = 2
+VERSION = 3
 
-PROBES = 128  # T
+# T. Of 300,000 drawn rows windows are found to .940 with 128 lists of 512 rows, .963 with 256 of 256,
+# .979 with 256 of 512 or 384 of 256: small lists and many of them find most of what is looked at.
+PROBES = 384
 _SLACK = 15  # candidates beyond M: room for near ties at rank M
 _BLOCK = 1 << 13  # queries
 _PART = 1 << 13  # positives that are ranked exactly together

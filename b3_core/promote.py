@@ -63,7 +63,9 @@ class Standing(Stage):
         # The prompts that it was trained with, not those that CONFIG has now.
         names = [entry["name"] for entry in trained_on(self.student, store)["datasets"]]
         own = record["settings"].get("prompts") or []
-        prompts = {name: (query, positive) for name, (query, positive) in zip(names, own)}  # noqa: B905 - there may be none
+        prompts = {
+            name: (query, positive) for name, (query, positive) in zip(names, own, strict=bool(own))
+        }
         judge = Judge(self.student, record["lineage"]["manifest"], train, prompts)
         judge.evaluate(self.refs, store, draft, progress=progress, reverse=self.spec.reverse)
 
