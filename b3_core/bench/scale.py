@@ -226,7 +226,7 @@ def summary(
 #: What ``simulate`` takes for granted.
 ASSUMPTIONS = (
     "a cell costs what it costs in the largest run here; each core works as one of this machine's",
-    "k-means and the assignment of rows to lists grow with N times the number of lists, N / 512, "
+    "k-means and the assignment of rows to lists grow with N times the number of lists, N / 256, "
     "and are shared out over the workers as rows are (here they run in one process)",
     "a seam costs what it costs here, and so do rounds, though one waits for the other",
     "every worker has a part to make: one flow keeps 32 parts going, more workers need more flows",
