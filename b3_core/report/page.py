@@ -281,7 +281,9 @@ def _cost(report: Described) -> str:
         if totals["gone"]
         else ""
     )
-    money = "" if totals.get("money") is None else f", which costs {totals['money']:.2f}"
+    cost = totals.get("money")
+    spent = f"{cost:.2f}" if cost and cost >= 0.01 else "less than 0.01"
+    money = "" if cost is None else f", which costs {spent}"
     return (
         f"{written(totals['seconds'], 'seconds')} one after the other{money}, at most "
         f"{written(1e6 * totals['peak_mb'], 'bytes')} of memory, "

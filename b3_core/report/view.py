@@ -255,7 +255,10 @@ def lineage_lanes(described: Described) -> list[dict[str, Any]]:
 
 
 def _step(stage: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    inputs = [name for name in stage.get("lineage", {}) if name in known]
+    named = stage.get("lineage", {})
+    if "shards" in known:  # which name their rows' content instead
+        named = {"shards": ["pairs"], "embeddings": ["shards"]}.get(stage["stage"], named)
+    inputs = [name for name in named if name in known]
     took = (
         f"{written(stage['seconds'], 'seconds')}, {_size(stage['bytes'])}"
         if stage["there"]
