@@ -16,7 +16,7 @@ from tests.system.test_kill import manifest_hashes, records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROWS = 24_000
+ROWS, CELL_ROWS = 24_000, 600  # 40 cells: two blocks, and seams between them
 PARTS = ("cell-ranks", "block-communities", "seam")
 
 
@@ -56,7 +56,7 @@ def config(write_config, tmp_path):
         return write_config(
             f"{name}.yaml",
             datasets=[{"uri": str(file), **columns}],
-            mining={"p": 5, "m": 40, "k": 8, "cell_rows": 2000},
+            mining={"p": 5, "m": 40, "k": 8, "cell_rows": CELL_ROWS},
             arms=["b3"],
             store={"root": str(tmp_path / name)},
             compute={"workers": 2, "shard_rows": 100_000},
