@@ -80,6 +80,8 @@ class Address:
         return f"{self.dataset}/{self.stage}/{self.fingerprint}"
 
 
+#: What the parts of an artifact took, among its counts (:func:`b3_core.stage.parts_cost`).
+PARTS = "parts"
 _LARGE = 16 << 20
 _described: set[tuple[int, int, int, int, str]] = set()
 
@@ -146,6 +148,11 @@ class Artifact:
         """The figures the stage recorded about its output."""
         counts: Mapping[str, Any] = self.record["counts"]
         return counts
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Those that are the same whenever it is made: without what its parts took."""
+        return {name: value for name, value in self.counts.items() if name != PARTS}
 
     @cached_property
     def files(self) -> Mapping[str, StoredFile]:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from b3_core import cells, edges, neighbours, probing, ranking
-from b3_core.artifacts import Address, Draft
+from b3_core.artifacts import PARTS, Address, Draft
 from b3_core.cells import Cells
 from b3_core.config import MiningSpec
 from b3_core.embed import DatasetStage, Earlier, PairsRef
@@ -144,7 +144,7 @@ class CelledRanks(Ranks):
             "width": min(self.width, found.rows - 1),
             "cells": found.count,
             "window_recall": self._recall(store, draft),
-            "parts": parts_cost([self.cells, *parts], store),
+            PARTS: parts_cost([self.cells, *parts], store),
         }
 
     def _recall(self, store: ArtifactStore, draft: Draft) -> float:

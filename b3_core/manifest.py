@@ -529,7 +529,7 @@ def _lineage(
         "ranks of its graphs": [each.record["lineage"]["ranks"] for each in graphs],
         "p of its graphs": [each.record["settings"].get("p", entry["p"]) for each in graphs],
         "m of its graphs": [each.record["settings"]["m"] for each in graphs],
-        "quality": [dict(part.counts) for part in parts],
+        "quality": [part.figures for part in parts],
         "teacher": {
             "weights": vectors.record["lineage"]["weights"],
             **vectors.record["settings"],

@@ -301,7 +301,7 @@ class ManifestOf(Stage):
                     "p": variants[0].graph.cutoff,
                     "m": self.mining.m,
                     "teacher": _teacher(store, variants[0]),
-                    "quality": [dict(store.get(part.address).counts) for part in variants],
+                    "quality": [store.get(part.address).figures for part in variants],
                     **_carried_over(variants),
                 }
                 for ref, variants in zip(self.refs, self.partitions, strict=True)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from b3_core import balance, cells, communities, graph
-from b3_core.artifacts import Address, Draft
+from b3_core.artifacts import PARTS, Address, Draft
 from b3_core.celled import CelledGraph, CelledRanks
 from b3_core.communities import Labels
 from b3_core.config import MiningSpec
@@ -318,7 +318,7 @@ class CelledCommunities(Communities):
             objective=sum(each.worth(store) for each in held),
         )
         self.keep(partition, store, draft)
-        draft.counts["parts"] = parts_cost([part for wave in waves for part in wave], store)
+        draft.counts[PARTS] = parts_cost([part for wave in waves for part in wave], store)
 
 
 def _labels(seats: Sequence[Rows], k: int) -> Labels:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from b3_core.artifacts import Address, Artifact, Draft, canonical_json
+from b3_core.artifacts import PARTS, Address, Artifact, Draft, canonical_json
 from b3_core.progress import Progress, silent
 from b3_core.store import ArtifactStore
 
@@ -175,7 +175,7 @@ def cost_of(artifact: Artifact) -> dict[str, float]:
         ``seconds``, ``bytes``, ``peak_mb``, and ``parts``, how many there were, or 1.
     """
     record = artifact.record
-    parts = artifact.counts.get("parts", {})
+    parts = artifact.counts.get(PARTS, {})
     own = sum(file.size for file in artifact.files.values())
     return {
         "seconds": (record.get("seconds") or 0.0) + parts.get("seconds", 0.0),

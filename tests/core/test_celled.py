@@ -10,7 +10,7 @@ from b3_core.celled import CelledRanks, CellRanks
 from b3_core.communities import Partition
 from b3_core.errors import InputError
 from b3_core.graph import link, too_hard
-from b3_core.manifest import verify
+from b3_core.manifest import Manifest, verify
 from b3_core.neighbours import RankTable
 from b3_core.seams import CelledCommunities, Linked, Seam, communities_of
 from b3_core.stage import cost_of
@@ -216,6 +216,8 @@ def test_what_a_stage_took_includes_its_parts(in_cells):
         assert cost["seconds"] == made.record["seconds"] + parts["seconds"] > parts["seconds"] > 0
         assert cost["bytes"] > parts["bytes"] > 0
         assert made.counts.get("moved", 0) <= ROWS
+    head = Manifest.read_head(mining.manifest(plan))
+    assert "parts" not in head["datasets"][0]["quality"][0]  # a manifest's bytes carry no time
 
 
 def test_few_lists_lose_a_part_and_say_which(tmp_path, monkeypatch):
