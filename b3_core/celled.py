@@ -165,6 +165,7 @@ class CelledRanks(Ranks):
 class CelledGraph(Graph):
     """What a graph of all cells would hold, counted."""
 
+    ranks: CelledRanks
     version: ClassVar[int] = 10 * Graph.version + 2
 
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102

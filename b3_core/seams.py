@@ -14,7 +14,6 @@ Legend: N rows, C cells, R rows of a part, M ranks, K rows of a community.
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numba
@@ -83,9 +82,7 @@ class _Part(DatasetStage):
     @property
     def ranks(self) -> CelledRanks:
         """What is linked."""
-        ranks = self.graph.ranks
-        assert isinstance(ranks, CelledRanks)
-        return ranks
+        return self.graph.ranks
 
     @property
     def mining(self) -> MiningSpec:
@@ -208,7 +205,6 @@ class Linked:
     @classmethod
     def of(cls, store: ArtifactStore, of: CelledGraph, row_R: Rows) -> "Linked":
         """Link rows as their ranks say, which lie with the cells they are from."""
-        assert isinstance(of.ranks, CelledRanks)
         table = _excerpt(store, of, row_R)
         p, mining = of.cutoff, of.mining
         attract = graph.link(
@@ -245,22 +241,15 @@ class Linked:
 class CelledCommunities(Communities):
     """The communities of all cells, after their seams."""
 
+    graph: CelledGraph
     in_parts: ClassVar[bool] = True
     version: ClassVar[int] = 1000 * Communities.version + 10 * cells.VERSION + VERSION
-
-    @cached_property
-    def celled(self) -> CelledGraph:
-        """The graph, as parts know it."""
-        assert isinstance(self.graph, CelledGraph)
-        return self.graph
 
     def since(self, past: Past) -> "CelledCommunities":  # noqa: D102
         return self
 
     def waves(self, store: ArtifactStore) -> Iterator[Sequence[Stage]]:  # noqa: D102
-        ranks = self.celled.ranks
-        assert isinstance(ranks, CelledRanks)
-        yield from ranks.waves(store)  # their parts are read again, and may be gone
+        yield from self.graph.ranks.waves(store)  # their parts are read again, and may be gone
         yield from self.own_waves(store)
 
     def own_waves(self, store: ArtifactStore) -> Iterator[Sequence[Stage]]:
@@ -270,14 +259,13 @@ class CelledCommunities(Communities):
 
     def _course(self, store: ArtifactStore) -> tuple[list[list[_Part]], list[Held]]:
         """Return all waves, and where each cell's communities are in the end."""
-        ranks = self.celled.ranks
-        assert isinstance(ranks, CelledRanks)
+        ranks = self.graph.ranks
         start_C = ranks.found(store).start_C
         size_C = np.diff(start_C).tolist()
         count = -(-len(size_C) // TOGETHER)
         edge_B = np.linspace(0, len(size_C), count + 1).round().astype(int).tolist()
         blocks = [
-            BlockCommunities(self.ref, self.celled, self.seed, *span)
+            BlockCommunities(self.ref, self.graph, self.seed, *span)
             for span in itertools.pairwise(edge_B)
         ]
         waves: list[list[_Part]] = [[*blocks]]
@@ -296,7 +284,7 @@ class CelledCommunities(Communities):
             for number, pairs in enumerate(cells.seams(hits_CC, SEAM_ROUNDS)):
                 wave = []
                 for a, b in pairs:
-                    seam = Seam(self.ref, self.celled, self.seed, number, (held[a], held[b]))
+                    seam = Seam(self.ref, self.graph, self.seed, number, (held[a], held[b]))
                     held[a] = Held(seam.address, 0, size_C[a])
                     held[b] = Held(seam.address, size_C[a], size_C[a] + size_C[b], side=1)
                     wave.append(seam)
@@ -353,9 +341,7 @@ def _excerpt(store: ArtifactStore, of: CelledGraph, row_R: Rows) -> graph.Excerp
 
     Scores are there if edges are weighed by them.
     """
-    ranks = of.ranks
-    assert isinstance(ranks, CelledRanks)
-    found = ranks.found(store)
+    found = of.ranks.found(store)
     place_N, local_N = np.empty(found.rows, np.int32), np.full(found.rows + 1, -1, np.int32)
     place_N[found.order_N] = np.arange(found.rows, dtype=np.int32)
     local_N[row_R] = np.arange(len(row_R), dtype=np.int32)  # the last is for no row, -1
@@ -365,7 +351,7 @@ def _excerpt(store: ArtifactStore, of: CelledGraph, row_R: Rows) -> graph.Excerp
     scored = of.mining.weights == "score"
     near_RM = np.empty((len(row_R), width), np.int32)
     score_RM = np.zeros((len(row_R), width) if scored else (1, 1), np.float32)
-    for part in ranks.parts(store):
+    for part in of.ranks.parts(store):
         here = np.flatnonzero(cell_R == part.cell)
         if not len(here):
             continue

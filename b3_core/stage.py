@@ -157,12 +157,12 @@ def parts_cost(parts: Sequence[Stage], store: ArtifactStore) -> dict[str, float]
     dict
         ``count``, ``seconds`` and ``bytes``, summed, and ``peak_mb``, the most of one.
     """
-    made = [store.get(part.address) for part in parts]
+    costs = [cost_of(store.get(part.address)) for part in parts]
     return {
-        "count": len(made),
-        "seconds": round(sum(each.record["seconds"] for each in made), 3),
-        "bytes": sum(file.size for each in made for file in each.files.values()),
-        "peak_mb": max(each.record["peak_mb"] for each in made),
+        "count": len(costs),
+        "seconds": round(sum(each["seconds"] for each in costs), 3),
+        "bytes": sum(each["bytes"] for each in costs),
+        "peak_mb": max(each["peak_mb"] for each in costs),
     }
 
 
