@@ -36,6 +36,7 @@ install: .venv/installed ## Make .venv with everything in it (EXTRA=gpu for fais
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),dev]'
+	$(BIN)/python -m b3_core.kernels
 	touch $@
 
 cluster: .venv/installed ## Start Prefect on Postgres, Ray, an S3 gateway and a worker here, and deploy

@@ -84,8 +84,8 @@ def objective(
     label_N: Labels, attract: CsrGraph, repel: CsrGraph | None = None, *, repulsion: float = 0.0
 ) -> float:
     """Sum attraction - repulsion * repel over the pairs of rows in one community, each once."""
-    against = 0.0 if repel is None else repulsion * _inside(label_N, repel)
-    return _inside(label_N, attract) - against
+    against = 0.0 if repel is None else repulsion * _sum_inside(label_N, repel)
+    return _sum_inside(label_N, attract) - against
 
 
 def row_objective(
@@ -94,18 +94,23 @@ def row_objective(
     """Return each row's half of its pairs in :func:`objective`, N."""
     total_N = np.zeros(len(label_N))
     for graph, sign in ((attract, 0.5), (repel, -0.5 * repulsion)):
-        row_E = np.repeat(np.arange(graph.rows, dtype=np.int32), np.diff(graph.indptr))
-        inside_E = label_N[row_E] == label_N[graph.indices]
-        total_N += sign * np.bincount(
-            row_E[inside_E], graph.weight[inside_E], minlength=len(label_N)
-        )
+        row_I, weight_I = _inside(label_N, graph)
+        total_N += sign * np.bincount(row_I, weight_I, minlength=len(label_N))
     return total_N
 
 
-def _inside(label_N: Labels, graph: CsrGraph) -> float:
-    row_E = np.repeat(np.arange(graph.rows), np.diff(graph.indptr))
+def _sum_inside(label_N: Labels, graph: CsrGraph) -> float:
+    _, weight_I = _inside(label_N, graph)
+    return float(weight_I.sum(dtype=np.float64)) / 2
+
+
+def _inside(
+    label_N: Labels, graph: CsrGraph
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Return the first row and the weight of each edge within a community, I: both directions."""
+    row_E = np.repeat(np.arange(graph.rows, dtype=np.int32), np.diff(graph.indptr))
     inside_E = label_N[row_E] == label_N[graph.indices]
-    return float(graph.weight[inside_E].sum(dtype=np.float64)) / 2
+    return row_E[inside_E], graph.weight[inside_E]
 
 
 def _cut(

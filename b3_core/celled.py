@@ -64,6 +64,7 @@ class CellRanks(DatasetStage):
     cells: CellsOf
     cell: int
     width: int
+    lists: int
     name: ClassVar[str] = "cell-ranks"
     version: ClassVar[int] = 100 * probing.VERSION + neighbours.VERSION
 
@@ -73,7 +74,7 @@ class CellRanks(DatasetStage):
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return {"cell": self.cell, "width": self.width}
+        return {"cell": self.cell, "width": self.width, "lists": self.lists}
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
@@ -87,6 +88,7 @@ class CellRanks(DatasetStage):
             self.cell,
             group_N=self.ref.group_N(store),
             width=self.width,
+            lists=self.lists,
             progress=progress,
         )
         np.save(draft.path("neighbour.npy"), neighbour_RM)
@@ -102,12 +104,19 @@ class CelledRanks(Ranks):
 
     cell_rows: int = 0
     unit: int = 1
+    lists: int = 1
     in_parts: ClassVar[bool] = True
     version: ClassVar[int] = 1000 * cells.VERSION + CellRanks.version
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return {"width": self.width, "p": self.p, "cell_rows": self.cell_rows, "unit": self.unit}
+        return {
+            "width": self.width,
+            "p": self.p,
+            "cell_rows": self.cell_rows,
+            "unit": self.unit,
+            "lists": self.lists,
+        }
 
     @property
     def cells(self) -> CellsOf:
@@ -125,7 +134,7 @@ class CelledRanks(Ranks):
         """Return the ranks of each cell; the cells must be there."""
         count = store.get(self.cells.address).counts["cells"]
         width = min(self.width + SPARE, self.ref.rows - 1)
-        return [CellRanks(self.ref, self.cells, cell, width) for cell in range(count)]
+        return [CellRanks(self.ref, self.cells, cell, width, self.lists) for cell in range(count)]
 
     def waves(self, store: ArtifactStore) -> Iterator[Sequence[Stage]]:  # noqa: D102
         yield [self.cells]
@@ -195,7 +204,15 @@ def ranking_of(
     if mining.cell_rows is None or ref.rows <= mining.cell_rows or not isinstance(found, Ranks):
         return found
     unit = math.lcm(*(each.k for each in (mining, *among)))
-    return CelledRanks(ref, vectors, found.width, found.p, cell_rows=mining.cell_rows, unit=unit)
+    return CelledRanks(
+        ref,
+        vectors,
+        found.width,
+        found.p,
+        cell_rows=mining.cell_rows,
+        unit=unit,
+        lists=mining.cell_lists,
+    )
 
 
 def _sides(store: ArtifactStore, vectors: Address) -> cells.Sides:

@@ -13,24 +13,20 @@ Legend: N rows, D width of a vector, L lists, C cells, S rows of a cell, X rows 
 """
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from b3_core import search
 from b3_core.artifacts import Artifact, Draft
+from b3_core.lists import find_lists
 from b3_core.progress import Progress, silent
 
-VERSION = 3
+VERSION = 4
 
 LIST_ROWS = 256  # positives of a list, on average
-_ROUNDS = 10  # of k-means
-_SAMPLE = 64  # positives a list that k-means looks at
-_BLOCK = 1 << 15  # rows looked at together
-_SEED = 1
 
 Sides = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 """Vectors of queries and of positives, (N, D) each, float16 or float32; they may be mapped."""
@@ -106,7 +102,7 @@ class Cells:
 def find_cells(sides: Sides, *, rows: int, unit: int = 1, progress: Progress = silent) -> Cells:
     """Cut a dataset into cells.
 
-    The same vectors give the same cells: k-means runs on one thread, from a fixed seed.
+    The same vectors give the same cells.
 
     Parameters
     ----------
@@ -127,7 +123,13 @@ def find_cells(sides: Sides, *, rows: int, unit: int = 1, progress: Progress = s
         raise ValueError(f"no cells of {rows} rows in {unit}s from {total}")
     size = -(-total // -(-total // rows))  # equal cells
     size = -(-size // unit) * unit
-    _, list_N = _lists(sides, _positives, lambda done, _: progress(done, 2 * total))
+    lists = max(1, total // LIST_ROWS)
+    _, list_N = find_lists(
+        partial(_positives, sides),
+        rows=total,
+        lists=lists,
+        progress=lambda done, _: progress(done, 2 * total),
+    )
     listed_N, ends = _sorted(list_N)
     start_L = np.append(0, ends)
     mean_LD = np.stack(
@@ -138,7 +140,12 @@ def find_cells(sides: Sides, *, rows: int, unit: int = 1, progress: Progress = s
     )
     order_N = np.arange(total, dtype=np.int32)
     if size < total:
-        centre_LD, list_N = _lists(sides, _both, lambda done, _: progress(total + done, 2 * total))
+        centre_LD, list_N = find_lists(
+            partial(_both, sides),
+            rows=total,
+            lists=lists,
+            progress=lambda done, _: progress(total + done, 2 * total),
+        )
         place_L = np.empty(len(centre_LD), np.int64)
         size_L = np.bincount(list_N, minlength=len(centre_LD))
         place_L[_halved(centre_LD, size_L)] = np.arange(len(centre_LD))
@@ -177,35 +184,6 @@ def seams(hits_CC: npt.NDArray[np.integer], rounds: int) -> list[list[tuple[int,
     return found
 
 
-def _lists(
-    sides: Sides, of: Callable[[Sides, Any], npt.NDArray[np.float32]], progress: Progress
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Return L unit centres, and the list of every row: that of the nearest one."""
-    total = len(sides[0])
-    lists = max(1, total // LIST_ROWS)
-    rng = np.random.default_rng(_SEED)
-    sample = np.sort(rng.choice(total, min(total, lists * _SAMPLE), replace=False))
-    sample_XD = of(sides, sample)
-    with search.one_thread() as faiss:
-        trained = faiss.Kmeans(
-            sample_XD.shape[1],
-            lists,
-            niter=_ROUNDS,
-            seed=_SEED,
-            spherical=True,
-            min_points_per_centroid=1,
-            max_points_per_centroid=_SAMPLE,
-        )
-        trained.train(sample_XD)
-    centre_LD = np.asarray(trained.centroids)
-    list_N = np.empty(total, np.int32)
-    for start in range(0, total, _BLOCK):
-        at = slice(start, min(start + _BLOCK, total))
-        list_N[at] = search.nearest(of(sides, at), centre_LD, 1)[:, 0]
-        progress(at.stop, total)
-    return centre_LD, list_N
-
-
 def _positives(sides: Sides, at: Any) -> npt.NDArray[np.float32]:
     return np.asarray(sides[1][at].astype(np.float32))
 
@@ -242,7 +220,7 @@ def _halved(
         weight_X = size_L[part] + 1e-3  # an empty list is somewhere too
         from_mean_XD = centre_LD[part] - np.average(centre_LD[part], axis=0, weights=weight_X)
         weighted_XD = (from_mean_XD * np.sqrt(weight_X)[:, None]).astype(np.float64)
-        axis_D = np.linalg.svd(weighted_XD, full_matrices=False)[2][0]
+        axis_D = np.linalg.eigh(weighted_XD.T @ weighted_XD)[1][:, -1]
         axis_D *= np.sign(axis_D[np.argmax(np.abs(axis_D))])
         part = part[np.argsort(from_mean_XD @ axis_D, kind="stable")]
         held_X = np.cumsum(size_L[part] + 1e-3)

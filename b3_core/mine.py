@@ -93,7 +93,16 @@ class Communities(DatasetStage):
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
         return {
             **self.mining.model_dump(
-                exclude={"p", "m", "search", "cell_rows", "label_share", "graph", "weights"}
+                exclude={
+                    "p",
+                    "m",
+                    "search",
+                    "cell_rows",
+                    "cell_lists",
+                    "label_share",
+                    "graph",
+                    "weights",
+                }
             ),
             "seed": self.seed,
         }
@@ -191,7 +200,7 @@ class ManifestOf(Stage):
         )
         mining = self.mining.model_dump()
         if mining["cell_rows"] is None:  # what was mined before there were cells stays
-            del mining["cell_rows"]
+            del mining["cell_rows"], mining["cell_lists"]
         return {
             "mining": mining,
             "batches": batches,

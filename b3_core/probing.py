@@ -23,9 +23,6 @@ from b3_core.progress import Progress, silent
 
 VERSION = 3
 
-#: T. Of 300,000 drawn rows windows are found to .940 with 128 lists of 512 rows, .963 with 256 of
-#: 256, .979 with 256 of 512 or 384 of 256: small lists, and many, find most of what is looked at.
-PROBES = 384
 _SLACK = 15  # candidates beyond M: room for near ties at rank M
 _BLOCK = 1 << 13  # queries
 _PART = 1 << 13  # positives that are ranked exactly together
@@ -38,7 +35,7 @@ def rank_cell(
     *,
     group_N: npt.NDArray[np.int32],
     width: int,
-    probes: int | None = None,
+    lists: int,
     progress: Progress = silent,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Rank the best ``width`` positives of the queries of one cell.
@@ -47,8 +44,8 @@ def rank_cell(
     ----------
     group_N
         No row ranks a row of its own group, and so never itself.
-    probes
-        Lists that are looked into for each query. Where they are all there are, ranks are exact.
+    lists
+        How many are looked into for each query. Where they are all there are, ranks are exact.
     progress
         Told how many rows are final.
 
@@ -63,7 +60,7 @@ def rank_cell(
     for start in range(0, len(row_R), _BLOCK):
         at = slice(start, start + _BLOCK)
         query_BD = sides[0][row_R[at]].astype(np.float32)
-        list_BT = search.nearest(query_BD, cells.mean_LD, min(probes or PROBES, len(cells.mean_LD)))
+        list_BT = search.nearest(query_BD, cells.mean_LD, min(lists, len(cells.mean_LD)))
         found_BC, near_BC = _candidates(
             (query_BD, sides[1]), (cells, list_BT), (row_R[at], group_N), width + _SLACK
         )

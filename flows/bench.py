@@ -211,6 +211,14 @@ def scale(
     whole_up_to: Annotated[
         int, typer.Option(min=0, help="Sizes up to this are mined in one piece too.")
     ] = 100_000,
+    exact_up_to: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Sizes up to this are mined by exact ranks too: in cells, but looking into every "
+            "list. It takes as long as one piece, goes on where it was ended, and fits.",
+        ),
+    ] = 0,
     cell_rows: Annotated[int, typer.Option(min=100, help="Rows of a cell.")] = 32_768,
     k: K = 32,
     pairs: Annotated[
@@ -226,14 +234,14 @@ def scale(
     """Mining in cells, of rows drawn like the demo's code: seconds, memory, and what cells lose.
 
     Partners are counted by exact ranks, whichever ranks were mined with: of all rows where they are
-    mined in one piece too, else of 2,000 sampled ones.
+    mined by exact ranks too, else of 2,000 sampled ones.
 
     Example: `b3 bench scale --rows 100000 --whole-up-to 100000`
     """
 
     def work() -> dict[str, Any]:
         from b3_core.bench.machine import machine  # noqa: PLC0415
-        from b3_core.bench.scale import summary  # noqa: PLC0415
+        from b3_core.bench.scale import seconds_a_list, summary  # noqa: PLC0415
 
         settings = {
             "part": "validation",
@@ -246,10 +254,12 @@ def scale(
         (leg,) = plan_after(spec).legs
         from flows.scale import scale as flow  # noqa: PLC0415
 
-        found = flow(spec, leg.vectors[0].address, rows, whole_up_to)
-        return {"rows": found, **summary(found, spec.mining, at=at, workers=workers)} | {
-            "machine": machine()
-        }
+        found = flow(
+            spec, leg.vectors[0].address, rows, exact_up_to=exact_up_to, whole_up_to=whole_up_to
+        )
+        list_seconds = seconds_a_list(found[0]["width"])
+        told = summary(found, spec.mining, at=at, workers=workers, list_seconds=list_seconds)
+        return {"rows": found, **told, "list_seconds": list_seconds, "machine": machine()}
 
     run_command(work, as_json=as_json, verbose=verbose, show=_show_scale)
 
@@ -584,8 +594,10 @@ def _show_cost(console: Console, outcome: dict[str, Any]) -> None:
 
 
 def _show_scale(console: Console, outcome: dict[str, Any]) -> None:
+    from b3_core.bench.scale import WAYS  # noqa: PLC0415
+
     for size in outcome["rows"]:
-        for way in ("cells", "whole"):
+        for way in WAYS:
             if way in size:
                 console.print(f"{size['rows']:,} rows, {way}: {size[way]['peak_mb']:,} MB at most")
                 console.print(figures_table(size[way]["stages"]))

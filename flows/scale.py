@@ -1,8 +1,8 @@
-"""The flow ``scale``: drawn rows, mined in cells and, where that fits, in one piece."""
+"""The flow ``scale``: drawn rows, mined in cells and, where that fits, exactly or in one piece."""
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import flow
@@ -25,14 +25,29 @@ from flows.mine import make_stage
 
 
 @flow(name="scale", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
-def scale(spec: PipelineSpec, real: Address, rows: Sequence[int], whole_up_to: int) -> list[Any]:
+def scale(
+    spec: PipelineSpec, real: Address, rows: Sequence[int], *, exact_up_to: int, whole_up_to: int
+) -> list[Any]:
     """Mine drawn rows of each size; return a row a size."""
     store = ArtifactStore(spec.store.root)
-    return [_one(spec, real, size, whole=size <= whole_up_to, store=store) for size in rows]
+    found = []
+    for size in rows:
+        ways = {"cells": spec.mining}
+        if size <= exact_up_to:
+            ways["exact"] = spec.mining.model_copy(update={"cell_lists": size})
+        if size <= whole_up_to:
+            ways["whole"] = spec.mining.model_copy(update={"cell_rows": None})
+        found.append(_one(spec, real, size, ways, store=store))
+    return found
 
 
 def _one(
-    spec: PipelineSpec, real: Address, size: int, *, whole: bool, store: ArtifactStore
+    spec: PipelineSpec,
+    real: Address,
+    size: int,
+    ways: Mapping[str, MiningSpec],
+    *,
+    store: ArtifactStore,
 ) -> dict[str, Any]:
     drawn = bench.DrawnPairs(size)
     dataset = DatasetSpec(name=drawn.dataset, uri="drawn", query="query", positive="positive")
@@ -43,22 +58,20 @@ def _one(
     sides = made.array("query.npy"), made.array("positive.npy")
     p, mining = spec.mining.cutoff("retrieval"), spec.mining
     sample = bench.sample_exactly(sides, group_N=ref.group_N(store), width=p + mining.m)
-    found: dict[str, Any] = {"rows": size}
-    ways = {"cells": mining}
-    if whole:
-        ways["whole"] = mining.model_copy(update={"cell_rows": None})
+    found: dict[str, Any] = {"rows": size, "width": sides[0].shape[1]}
     made_by: dict[str, Partition] = {}
     for name, how in ways.items():
         found[name] = _mined(spec, ranking_of(ref, vectors.address, how), how, store)
         made_by[name] = Partition.load(store.get(found[name].pop("address")))
         found[name] |= bench.partners(made_by[name], *sample, p=p)
-    if whole:
-        exact = ranking_of(ref, vectors.address, ways["whole"]).address
+    *_, best = ways  # of all ranks are exact, but those of cells
+    if best != "cells":
+        exact = ranking_of(ref, vectors.address, ways[best]).address
         ranks = RankTable.load(store.get(exact))
         for name, partition in made_by.items():
             counted = quality.describe(partition, ranks, p=p, m=mining.m)
             found[name] |= {each: counted[each] for each in ("window", "too_hard")}
-        found["window_loss"] = round(1 - found["cells"]["window"] / found["whole"]["window"], 4)
+        found["window_loss"] = round(1 - found["cells"]["window"] / found[best]["window"], 4)
     return found
 
 

@@ -1,7 +1,8 @@
 """Mining in cells at sizes that no corpus here has: what it takes, and what it loses.
 
     vectors of a real corpus -> Drawn, N rows like them -> mined in cells, each part recorded
-                                                        -> mined in one piece, where that fits
+                                                        -> by exact ranks, where there is time
+                                                        -> in one piece, where that fits
     partners of sampled rows, by exact ranks            -> what cells lose
     seconds of the parts                                -> exponent, and ``simulate``
 
@@ -14,6 +15,7 @@ Legend: N rows, V rows of the real corpus, D width, X rows of a block, R sampled
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,12 +27,13 @@ import pyarrow.compute as pc
 
 from b3_core import probing, search
 from b3_core.artifacts import Address, Draft
-from b3_core.cells import Sides
+from b3_core.cells import LIST_ROWS, Sides
 from b3_core.communities import Partition
 from b3_core.config import MiningSpec
 from b3_core.embed import DatasetStage
 from b3_core.pairs import SCHEMA, PairTable
 from b3_core.progress import Progress
+from b3_core.seams import SEAM_ROUNDS, TOGETHER
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 
@@ -39,6 +42,9 @@ _NEAREST = 16
 _MIXED = 3
 _BLOCK = 1 << 15
 _SAMPLE = 2000
+
+#: How rows are mined: in cells as they are; in cells by exact ranks; in one piece.
+WAYS = "cells", "exact", "whole"
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,18 @@ def stage_rows(parts: Mapping[str, Sequence[Stage]], store: ArtifactStore) -> li
     return found
 
 
+def seconds_a_list(width: int) -> float:
+    """Time how long one core takes to compare one query with the mean of one list more."""
+    rng = np.random.default_rng(0)
+    query_XD, mean_LD = rng.standard_normal((2, 1 << 12, width), np.float32)
+    took: list[float] = []
+    for _ in range(3):
+        began = time.perf_counter()
+        search.nearest(query_XD, mean_LD, 384)
+        took.append(time.perf_counter() - began)
+    return float(min(took)) / len(query_XD) / len(mean_LD)
+
+
 def exponent(points: Mapping[int, float]) -> float | None:
     """Fit ``a N ** b`` to seconds by rows, by least squares of logarithms; None for one size."""
     if len(points) < 2:
@@ -193,10 +211,15 @@ def exponent(points: Mapping[int, float]) -> float | None:
 
 
 def summary(
-    sizes: Sequence[Mapping[str, Any]], mining: MiningSpec, *, at: int, workers: Sequence[int]
+    sizes: Sequence[Mapping[str, Any]],
+    mining: MiningSpec,
+    *,
+    at: int,
+    workers: Sequence[int],
+    list_seconds: float,
 ) -> dict[str, Any]:
     """Compare sizes: ``kept`` partners, ``exponent`` of core-seconds in rows, ``extrapolated``."""
-    ways = [(size, way) for size in sizes for way in ("cells", "whole") if way in size]
+    ways = [(size, way) for size in sizes for way in WAYS if way in size]
     total = {
         size["rows"]: sum(stage["seconds"] for stage in size["cells"]["stages"]) for size in sizes
     }
@@ -217,6 +240,7 @@ def summary(
                 at=at,
                 cell_rows=cell_rows,
                 workers=each,
+                list_seconds=list_seconds,
             )
             for each in workers
         ],
@@ -226,9 +250,10 @@ def summary(
 #: What ``simulate`` takes for granted.
 ASSUMPTIONS = (
     "a cell costs what it costs in the largest run here; each core works as one of this machine's",
-    "k-means and the assignment of rows to lists grow with N times the number of lists, N / 256, "
-    "and are shared out over the workers as rows are (here they run in one process)",
-    "a seam costs what it costs here, and so do rounds, though one waits for the other",
+    "each query is compared with the means of all N / 256 lists, at the rate of a search timed here",
+    "k-means and the placing of rows in lists grow with N to the power of 1.5, in one process",
+    "a seam costs what two cells of a block do, unless there are seams here; each round waits for "
+    "the one before",
     "every worker has a part to make: one flow keeps 32 parts going, more workers need more flows",
     "what puts parts together (ranks, labels, quality) grows with N and runs on one core",
     "no time for the network: each worker reads its lists at the speed of this machine's disk",
@@ -236,7 +261,13 @@ ASSUMPTIONS = (
 
 
 def simulate(
-    measured: Sequence[Mapping[str, Any]], *, rows: int, at: int, cell_rows: int, workers: int
+    measured: Sequence[Mapping[str, Any]],
+    *,
+    rows: int,
+    at: int,
+    cell_rows: int,
+    workers: int,
+    list_seconds: float,
 ) -> dict[str, Any]:
     """Extrapolate what was measured at ``rows`` to ``at`` rows on some workers of one core.
 
@@ -244,6 +275,8 @@ def simulate(
     ----------
     measured
         Rows of :func:`stage_rows`.
+    list_seconds
+        Of :func:`seconds_a_list`.
 
     Returns
     -------
@@ -251,18 +284,21 @@ def simulate(
         ``hours`` by stage and in all, ``worker_mb``: the most that one part had resident, to which
         come 30 bytes a row.
     """
-    cells = math.ceil(at / cell_rows)
-    hours = {}
+    cells, grown = math.ceil(at / cell_rows), at / rows
+    lists = (at - rows) / LIST_ROWS
+    total: dict[str, float] = {}
     for row in measured:
-        each = row["seconds"] / row["parts"]
-        if row["stage"] == "cells":
-            seconds = row["seconds"] * (at / rows) ** 2 / workers
-        elif row["parts"] > 1:
-            count = cells if row["stage"] != "seam" else row["parts"] * at / rows
-            seconds = each * math.ceil(count / workers)
+        name, each = row["stage"], row["seconds"] / row["parts"]
+        if name == "cell-ranks":
+            total[name] = math.ceil(cells / workers) * (each + cell_rows * lists * list_seconds)
+        elif name in ("block-communities", "seam"):
+            total[name] = math.ceil(row["parts"] * grown / workers) * each
         else:
-            seconds = row["seconds"] * at / rows
-        hours[row["stage"]] = round(seconds / 3600, 3)
+            total[name] = row["seconds"] * grown ** (1.5 if name == "cells" else 1)
+        if name == "block-communities" and cells > TOGETHER:
+            one_seam = 2 * row["seconds"] * cell_rows / rows
+            total["seam"] = SEAM_ROUNDS * math.ceil(cells / 2 / workers) * one_seam
+    hours = {name: round(seconds / 3600, 3) for name, seconds in total.items()}
     parts = [row["peak_mb"] for row in measured if row["parts"] > 1]
     return {
         "rows": at,

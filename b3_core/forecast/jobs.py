@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 
 from b3_core.artifacts import canonical_json
 from b3_core.cells import LIST_ROWS
-from b3_core.config import BatchSpec, PipelineSpec
+from b3_core.config import BatchSpec, MiningSpec, PipelineSpec
 from b3_core.learn import Evaluation, Student
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.plan import Leg, Plan
-from b3_core.probing import PROBES
 from b3_core.ranking import LabelRanks, Ranking
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
@@ -70,7 +69,7 @@ def jobs_of(
     """
     found: list[Job] = []
     for leg in plan.legs:
-        found += _mined(leg, totals, store, spec.mining.cell_rows)
+        found += _mined(leg, totals, store, spec.mining)
         found += _manifests(leg.manifests.values(), totals, store)
         found += [_student(each, totals, store) for each in leg.students.values()]
     found += [_evaluation(each, spec, totals, store) for each in plan.evaluations.values()]
@@ -102,8 +101,9 @@ def _mined(
     leg: Leg,
     totals: Mapping[str, Rows],
     store: ArtifactStore | None,
-    cell_rows: int | None,
+    mining: MiningSpec,
 ) -> Iterable[Job]:
+    cell_rows = mining.cell_rows
     held = math.inf if cell_rows is None else 2.0 * cell_rows
     for vectors in leg.vectors:
         done = _done(vectors, store)
@@ -121,7 +121,7 @@ def _mined(
     for ranks in leg.ranks:
         rows = totals[ranks.dataset].train
         celled = cell_rows is not None and rows > cell_rows and not isinstance(ranks, LabelRanks)
-        among = min(rows, PROBES * LIST_ROWS) if celled else rows
+        among = min(rows, mining.cell_lists * LIST_ROWS) if celled else rows
         job = _ranks(ranks, rows, among, done=_done(ranks, store))
         yield replace(job, held=held) if celled else job
     stages: Iterable[Graph | Communities] = (*leg.graphs, *leg.communities)

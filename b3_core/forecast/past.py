@@ -1,6 +1,7 @@
 """What a store's records say: how long the same stages took before, of more or fewer rows."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from b3_core.artifacts import Artifact
 from b3_core.forecast.jobs import Work, key_of
@@ -41,7 +42,9 @@ def timings_of(plan: Plan, works: Mapping[str, tuple[str, Work]], past: Past) ->
             rows = _rows(artifact, stage, past)
             work = _scaled(wanted, rows / max(_whole(stage), 1))
             if work is not None:
-                found.append(_timing(kind, key_of(stage), work, artifact))
+                found.append(
+                    timing_of(artifact, kind=kind, key=key_of(stage), work=work, source="records")
+                )
     return list({(each.key, each.seconds): each for each in found}.values())
 
 
@@ -90,7 +93,14 @@ def _scaled(work: Work, share: float) -> Work | None:
     }
 
 
-def _timing(kind: str, key: str, work: Work, artifact: Artifact) -> Timing:
+def timing_of(artifact: Artifact, *, kind: str, key: str, work: Work, **known: Any) -> Timing:
+    """Read what the record of a finished stage says it took, its parts included.
+
+    Parameters
+    ----------
+    known
+        ``source`` and ``cold`` of the :class:`Timing`.
+    """
     cost = cost_of(artifact)
     return Timing(
         kind,
@@ -99,5 +109,5 @@ def _timing(kind: str, key: str, work: Work, artifact: Artifact) -> Timing:
         cost["seconds"],
         peak_mb=cost["peak_mb"],
         bytes=int(cost["bytes"]),
-        source="records",
+        **known,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
 
+from b3_core import kernels
 from b3_core.balance import balance
 from b3_core.communities import find_communities
 from b3_core.config import PipelineSpec
@@ -53,17 +54,8 @@ def mine(request: Mapping[str, Any]) -> dict[str, Any]:
             for part in leg.communities:
                 whole = min(request["rows"][part.dataset], _TILED)
                 timings = _grown(part, store, whole, timings)
-    _compile_ranking()
+    kernels.compile_ranking()  # evaluations are probed by other processes, all at once
     return {"timings": timings}
-
-
-def _compile_ranking() -> None:
-    """Have the kernel of evaluations compiled, and kept on disk: a run compiles it once ever."""
-    from b3_core.evaluate import retrieval  # noqa: PLC0415
-
-    group_Q = np.arange(4, dtype=np.int32)
-    vector_QD = np.eye(4, dtype=np.float32)
-    retrieval.rank_of_positive(vector_QD, vector_QD, group_Q=group_Q, group_C=group_Q)
 
 
 def _mined(

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from b3_core.config import PipelineSpec
 from b3_core.embed import Pairs, PairsRef
+from b3_core.forecast import past
 from b3_core.forecast.jobs import Job, Rows, key_of
 from b3_core.forecast.rates import Timing
 from b3_core.forecast.sample import Sample
@@ -56,13 +57,5 @@ def stretched(
 
 def timing_of(job: Job, stage: Stage, store: ArtifactStore, *, cold: bool = False) -> Timing:
     """Read what the record of a finished stage says it took."""
-    artifact = store.get(stage.address)
-    return Timing(
-        job.kind,
-        job.key,
-        dict(job.work),
-        artifact.record["seconds"],
-        cold=cold,
-        peak_mb=artifact.record["peak_mb"],
-        bytes=sum(file.size for file in artifact.files.values()),
-    )
+    made = store.get(stage.address)
+    return past.timing_of(made, kind=job.kind, key=job.key, work=dict(job.work), cold=cold)

@@ -60,11 +60,11 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
         batch = max(spec.arm(name)[1].batch_size for name in spec.arm_names)
         sample = draw(spec, Path(folder, "sample"), rows=max(SAMPLE_ROWS, 6 * batch))
         if plan is None:
-            like, sampled = _planned(sample, spec, Path(folder, "structure"))
+            like = _planned(sample, spec, Path(folder, "structure"))
             jobs = [*_pairs(spec, totals, None), *jobs_of(like, spec, totals, None)]
             timings: list[Timing] = []
         else:
-            like, sampled = plan, False
+            like = plan
             jobs = [*_pairs(spec, totals, store), *jobs_of(plan, spec, totals, store)]
             works = {job.key: (job.kind, job.work) for job in jobs if not job.done}
             timings = timings_of(plan, works, Past(store)) if settings.records else []
@@ -90,17 +90,19 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
         machine=machine,
         starts=found.starts,
     )
-    return predict(jobs, basis, list(_assumptions(spec, sample, found, sampled=sampled, jobs=jobs)))
+    return predict(
+        jobs, basis, list(_assumptions(spec, sample, found, sampled=plan is None, jobs=jobs))
+    )
 
 
-def _planned(sample: Sample, spec: PipelineSpec, folder: Path) -> tuple[Plan, bool]:
+def _planned(sample: Sample, spec: PipelineSpec, folder: Path) -> Plan:
     """Plan the sample as CONFIG has it, with all of its seeds: the same stages, of fewer rows."""
     cut = sample.cut(folder, 1 << 40).model_copy(update={"seeds": spec.seeds})
     store = ArtifactStore(cut.store.root)
     refs = [
         PairsRef.of(dataset, Pairs.of(dataset, cut.evaluate).run(store)) for dataset in cut.datasets
     ]
-    return Plan.of(cut, refs, store), True
+    return Plan.of(cut, refs, store)
 
 
 def _pairs(

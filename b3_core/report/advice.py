@@ -183,7 +183,7 @@ def _recall(figures: Mapping[str, Any]) -> _Said:
         f"the approximate search found {recall:.0%} of the windows",
         "mining.search: exact"
         if figures["teacher"].get("cells", 1) == 1
-        else "fewer, larger cells (mining.cell_rows), or none if the dataset fits in one piece",
+        else "more of mining.cell_lists, or no mining.cell_rows if the dataset fits in one piece",
     )
 
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from b3_core import cells, probing, seams
+from b3_core import cells, seams
 from b3_core.celled import CelledRanks, CellRanks
 from b3_core.communities import Partition
 from b3_core.errors import InputError
@@ -220,9 +220,8 @@ def test_what_a_stage_took_includes_its_parts(in_cells):
     assert "parts" not in head["datasets"][0]["quality"][0]  # a manifest's bytes carry no time
 
 
-def test_few_lists_lose_a_part_and_say_which(tmp_path, monkeypatch):
-    monkeypatch.setattr(probing, "PROBES", 4)
-    mining, plan, _ = mined(tmp_path / "cells")
+def test_few_lists_lose_a_part_and_say_which(tmp_path):
+    mining, plan, _ = mined(tmp_path / "cells", mining=CELLED | {"cell_lists": 4})
     assert 0.3 < mining.store.get(plan.legs[0].ranks[0].address).counts["window_recall"] < 1.0
     assert verify(mining.manifest(plan))["rows"] > 0
 

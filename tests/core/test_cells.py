@@ -116,7 +116,7 @@ def test_all_lists_probed_are_an_exact_search(small_lists, groups):
     whole = rank(*(side.astype(np.float32) for side in sides), group_N=group_N, width=40)
     assert len(found.mean_LD) > 5
     for cell in range(found.count):
-        near, score = probing.rank_cell(sides, found, cell, group_N=group_N, width=40, probes=99)
+        near, score = probing.rank_cell(sides, found, cell, group_N=group_N, width=40, lists=99)
         assert np.array_equal(near, whole.neighbour_NM[found.own(cell)])
         assert np.array_equal(score, whole.score_NM[found.own(cell)])
 
@@ -132,7 +132,7 @@ def test_a_positive_that_many_rows_share_does_not_drive_out_what_is_there():
     found = find_cells(sides, rows=700)
     at = found.own(0)
     whole = rank(*(side.astype(np.float32) for side in sides), group_N=group_N, width=40)
-    near, score = probing.rank_cell(sides, found, 0, group_N=group_N, width=40, probes=99)
+    near, score = probing.rank_cell(sides, found, 0, group_N=group_N, width=40, lists=99)
     assert np.array_equal(score, whole.score_NM[at])
     assert (near >= 0).all()
     assert (near[at < 100] >= 150).mean() > 0.5  # the shared one is what they ask for
@@ -146,7 +146,7 @@ def test_fewer_lists_find_most_and_nothing_wrong(small_lists):
     for cell in range(found.count):
         at = found.own(cell)
         table[at], score[at] = probing.rank_cell(
-            sides, found, cell, group_N=group_N, width=60, probes=12
+            sides, found, cell, group_N=group_N, width=60, lists=12
         )
     RankTable(table, score)  # sorted, no own row, none twice
     recall = probing.window_recall(

@@ -1,0 +1,115 @@
+"""Lists of vectors that are close together: k-means, in two levels where lists are many.
+
+    vectors -> a sample of them -> k-means: groups -> k-means of each group's sample: lists
+            -> every row to the nearest list, of those of its group and of the groups around it
+
+In one level every row is compared with every list, which grows with the square of the rows; in two
+with the power of 1.5. What is lost is rows that are nearer to a list of a group further away.
+
+Legend: N rows, D width of a vector, L lists, G groups, X rows of a sample or a block, T groups near
+one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from b3_core import search
+from b3_core.progress import Progress, silent
+
+#: As many lists at most are found in one level: a quarter of a million rows and some 20 s.
+ONE_LEVEL = 1024
+_ROUNDS = 10  # of k-means
+_SAMPLE = 64  # rows a list that k-means looks at
+_GROUP_SAMPLE = 1024  # and rows a group
+_AROUND = 8  # groups whose lists a row is compared with, its own among them
+_BLOCK = 1 << 15  # rows looked at together
+_SEED = 1
+
+Vectors = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
+
+
+def find_lists(
+    read: Callable[[Any], Vectors], *, rows: int, lists: int, progress: Progress = silent
+) -> tuple[Vectors, npt.NDArray[np.int32]]:
+    """Cut vectors into lists.
+
+    The same vectors give the same lists: all is done on one thread, from a fixed seed.
+
+    Parameters
+    ----------
+    read
+        A slice or an array of rows -> their vectors, (X, D).
+    rows, lists
+        N, and about how many lists there should be.
+    progress
+        Told how many rows are placed, of N.
+
+    Returns
+    -------
+    centre_LD, list_N
+        Unit centres, and the list of every row. A list may be empty.
+    """
+    rng = np.random.default_rng(_SEED)
+    sample = np.sort(rng.choice(rows, min(rows, lists * _SAMPLE), replace=False))
+    sample_XD = read(sample)
+    if lists <= ONE_LEVEL:
+        centre_LD = _train(sample_XD, lists, _SAMPLE)
+        start_G, near_GT = np.array([0, lists]), np.zeros((1, 1), np.int64)
+        centre_GD = centre_LD[:1]
+    else:
+        centre_GD = _train(sample_XD, round(lists**0.5), _GROUP_SAMPLE)
+        used, group_X = np.unique(
+            search.nearest(sample_XD, centre_GD, 1)[:, 0], return_inverse=True
+        )
+        centre_GD = centre_GD[used]
+        parts = [sample_XD[group_X == group] for group in range(len(centre_GD))]
+        share = lists / len(sample_XD)
+        found = [_train(part, max(1, round(share * len(part))), _SAMPLE) for part in parts]
+        centre_LD = np.concatenate(found)
+        start_G = np.cumsum([0, *map(len, found)])
+        near_GT = search.nearest(centre_GD, centre_GD, min(_AROUND, len(centre_GD)))
+    among_G = [
+        np.concatenate([np.arange(start_G[near], start_G[near + 1]) for near in near_T])
+        for near_T in near_GT
+    ]
+    list_N = np.empty(rows, np.int32)
+    for start in range(0, rows, _BLOCK):
+        at = slice(start, min(start + _BLOCK, rows))
+        list_N[at] = _nearest_list(read(at), (centre_GD, among_G), centre_LD)
+        progress(at.stop, rows)
+    return centre_LD, list_N
+
+
+def _train(sample_XD: Vectors, centres: int, most: int) -> Vectors:
+    """Find centres by spherical k-means over at most ``most`` rows for each."""
+    if len(sample_XD) <= centres:
+        return sample_XD
+    with search.one_thread() as faiss:
+        trained = faiss.Kmeans(
+            sample_XD.shape[1],
+            centres,
+            niter=_ROUNDS,
+            seed=_SEED,
+            spherical=True,
+            min_points_per_centroid=1,
+            max_points_per_centroid=most,
+        )
+        trained.train(sample_XD)
+    return np.asarray(trained.centroids)
+
+
+def _nearest_list(
+    vector_XD: Vectors, groups: tuple[Vectors, list[Places]], centre_LD: Vectors
+) -> Places:
+    """Return the nearest list of each row, of those that its group is compared with."""
+    centre_GD, among_G = groups
+    group_X = search.nearest(vector_XD, centre_GD, 1)[:, 0]
+    found_X = np.empty(len(vector_XD), np.int64)
+    for group in np.unique(group_X):
+        here, among = group_X == group, among_G[group]
+        found_X[here] = among[search.nearest(vector_XD[here], centre_LD[among], 1)[:, 0]]
+    return found_X
