@@ -24,9 +24,10 @@ from b3_core.artifacts import Artifact, Draft
 from b3_core.lists import find_lists
 from b3_core.progress import Progress, silent
 
-VERSION = 4
+VERSION = 5
 
 LIST_ROWS = 256  # positives of a list, on average
+_SPLITS = 32  # lists of close rows that a cell is made of, on average
 
 Sides = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 """Vectors of queries and of positives, (N, D) each, float16 or float32; they may be mapped."""
@@ -123,11 +124,10 @@ def find_cells(sides: Sides, *, rows: int, unit: int = 1, progress: Progress = s
         raise ValueError(f"no cells of {rows} rows in {unit}s from {total}")
     size = -(-total // -(-total // rows))  # equal cells
     size = -(-size // unit) * unit
-    lists = max(1, total // LIST_ROWS)
     _, list_N = find_lists(
         partial(_positives, sides),
         rows=total,
-        lists=lists,
+        lists=max(1, total // LIST_ROWS),
         progress=lambda done, _: progress(done, 2 * total),
     )
     listed_N, ends = _sorted(list_N)
@@ -143,7 +143,7 @@ def find_cells(sides: Sides, *, rows: int, unit: int = 1, progress: Progress = s
         centre_LD, list_N = find_lists(
             partial(_both, sides),
             rows=total,
-            lists=lists,
+            lists=max(1, total * _SPLITS // size),
             progress=lambda done, _: progress(total + done, 2 * total),
         )
         place_L = np.empty(len(centre_LD), np.int64)

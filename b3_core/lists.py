@@ -10,7 +10,9 @@ Legend: N rows, D width of a vector, L lists, G groups, X rows of a sample or a 
 one.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,13 @@ import numpy.typing as npt
 from b3_core import search
 from b3_core.progress import Progress, silent
 
-#: As many lists at most are found in one level: a quarter of a million rows and some 20 s.
-ONE_LEVEL = 1024
-_ROUNDS = 10  # of k-means
+#: As many lists at most are found in one level. Of 300,000 drawn rows .984 of the windows are in 384
+#: of 1,171 lists then, .976 in two levels. It is a million rows, and some minutes of a core.
+ONE_LEVEL = 4096
+_ROUNDS = 5  # of k-means; ten find .0007 more
 _SAMPLE = 64  # rows a list that k-means looks at
 _GROUP_SAMPLE = 1024  # and rows a group
-_AROUND = 8  # groups whose lists a row is compared with, its own among them
+_AROUND = 16  # groups whose lists a row is compared with, its own among them; .972 with 8
 _BLOCK = 1 << 15  # rows looked at together
 _SEED = 1
 
@@ -37,7 +40,8 @@ def find_lists(
 ) -> tuple[Vectors, npt.NDArray[np.int32]]:
     """Cut vectors into lists.
 
-    The same vectors give the same lists: all is done on one thread, from a fixed seed.
+    The same vectors give the same lists: sums are made on one thread, from a fixed seed. Blocks of
+    rows are placed side by side.
 
     Parameters
     ----------
@@ -58,7 +62,7 @@ def find_lists(
     sample_XD = read(sample)
     if lists <= ONE_LEVEL:
         centre_LD = _train(sample_XD, lists, _SAMPLE)
-        start_G, near_GT = np.array([0, lists]), np.zeros((1, 1), np.int64)
+        start_G, near_GT = np.array([0, len(centre_LD)]), np.zeros((1, 1), np.int64)
         centre_GD = centre_LD[:1]
     else:
         centre_GD = _train(sample_XD, round(lists**0.5), _GROUP_SAMPLE)
@@ -77,10 +81,17 @@ def find_lists(
         for near_T in near_GT
     ]
     list_N = np.empty(rows, np.int32)
-    for start in range(0, rows, _BLOCK):
-        at = slice(start, min(start + _BLOCK, rows))
+    blocks = [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]
+
+    def place(at: slice) -> int:
         list_N[at] = _nearest_list(read(at), (centre_GD, among_G), centre_LD)
-        progress(at.stop, rows)
+        return at.stop - at.start
+
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for placed in threads.map(place, blocks):
+            done += placed
+            progress(done, rows)
     return centre_LD, list_N
 
 

@@ -250,7 +250,7 @@ def summary(
 #: What ``simulate`` takes for granted.
 ASSUMPTIONS = (
     "a cell costs what it costs in the largest run here; each core works as one of this machine's",
-    "each query is compared with the means of all N / 256 lists, at the rate of a search timed here",
+    "each query is compared with the means of all N / 256 lists, at a rate that is timed here",
     "k-means and the placing of rows in lists grow with N to the power of 1.5, in one process",
     "a seam costs what two cells of a block do, unless there are seams here; each round waits for "
     "the one before",
