@@ -220,7 +220,10 @@ def _halved(
         weight_X = size_L[part] + 1e-3  # an empty list is somewhere too
         from_mean_XD = centre_LD[part] - np.average(centre_LD[part], axis=0, weights=weight_X)
         weighted_XD = (from_mean_XD * np.sqrt(weight_X)[:, None]).astype(np.float64)
-        axis_D = np.linalg.eigh(weighted_XD.T @ weighted_XD)[1][:, -1]
+        if len(part) < len(weighted_XD.T):  # the smaller of the two has the same axis
+            axis_D = np.linalg.eigh(weighted_XD @ weighted_XD.T)[1][:, -1] @ weighted_XD
+        else:
+            axis_D = np.linalg.eigh(weighted_XD.T @ weighted_XD)[1][:, -1]
         axis_D *= np.sign(axis_D[np.argmax(np.abs(axis_D))])
         part = part[np.argsort(from_mean_XD @ axis_D, kind="stable")]
         held_X = np.cumsum(size_L[part] + 1e-3)

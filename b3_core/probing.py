@@ -25,7 +25,7 @@ VERSION = 3
 
 _SLACK = 15  # candidates beyond M: room for near ties at rank M
 _BLOCK = 1 << 13  # queries
-_PART = 1 << 13  # positives that are ranked exactly together
+_PART = 1 << 13  # positives that are scored together
 
 
 def rank_cell(
@@ -91,13 +91,16 @@ def _candidates(
     numbers, first = np.unique(asked, return_index=True)
     asking = np.split(by_list // list_BT.shape[1], first[1:])
     for number, query_G in zip(numbers, asking, strict=True):
-        row_H = cells.listed(number)
-        score_GH = query_BD[query_G] @ positive_ND[row_H].astype(np.float32).T
-        _keep(
-            (score_GH, row_H, group_N[row_H]),
-            (query_G, group_B),
-            (found_BC, near_BC, held_B, floor_B),
-        )
+        listed = cells.listed(number)
+        # What many rows share is in one list, however many they are.
+        for start in range(0, len(listed), _PART):
+            row_H = listed[start : start + _PART]
+            score_GH = query_BD[query_G] @ positive_ND[row_H].astype(np.float32).T
+            _keep(
+                (score_GH, row_H, group_N[row_H]),
+                (query_G, group_B),
+                (found_BC, near_BC, held_B, floor_B),
+            )
     return found_BC, near_BC
 
 
