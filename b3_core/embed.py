@@ -65,6 +65,8 @@ class Pairs(Stage):
                 "limits": self.spec.media.model_dump(exclude={"root"}),
                 "layout": self.spec.layout,
             }
+        elif self.spec.layout != "columns":
+            columns["layout"] = self.spec.layout
         held_out = self.evaluate.model_dump(include={"holdout", "max_queries"})
         return {**columns, **held_out, "own_eval": self.spec.eval_uri is not None}
 
@@ -85,6 +87,7 @@ class Pairs(Stage):
             "heldout": len(split.heldout),
             "digest": split.train.digest,
             "heldout_digest": split.heldout.digest,
+            "places": split.train.places,
         }
 
 
@@ -97,14 +100,15 @@ class PairsRef:
     digest: str
     heldout_digest: str
     rows: int
+    places: str
+    """What identifies where rows are in their source."""
 
     @classmethod
     def of(cls, spec: DatasetSpec, artifact: Artifact) -> Self:
         """Refer to a finished ``Pairs`` artifact."""
         counts = artifact.counts
-        return cls(
-            spec, artifact.address, counts["digest"], counts["heldout_digest"], counts["rows"]
-        )
+        known = (counts[name] for name in ("digest", "heldout_digest", "rows", "places"))
+        return cls(spec, artifact.address, *known)
 
     def table(self, store: ArtifactStore) -> pairs.PairTable:
         """Load the training rows."""

@@ -15,7 +15,7 @@ from b3_core.artifacts import Address, Artifact
 from b3_core.config import BatchSpec, MiningSpec, Name
 from b3_core.errors import CorruptArtifactError, InputError
 
-SCHEMA = 4
+SCHEMA = 5
 
 _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{20}$")]
 
@@ -43,6 +43,7 @@ class _Dataset(_Strict):
     name: Name
     rows: PositiveInt
     digest: str
+    places: str
     pairs: _Fingerprint
     communities: list[_Fingerprint]
     ranks: _Fingerprint
@@ -162,7 +163,8 @@ def _check_address(artifact: Artifact, head: Mapping[str, Any]) -> None:
         artifact.address.stage,
         version=head["version"],
         settings=head["settings"],
-        inputs={
+        inputs={f"{entry['name']}/places": entry["places"] for entry in head["datasets"]}
+        | {
             f"{entry['name']}/{variant}": fingerprint
             for entry in head["datasets"]
             for variant, fingerprint in enumerate(entry["communities"])

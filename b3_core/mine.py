@@ -211,7 +211,8 @@ class ManifestOf(Stage):
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
-        return {
+        places = {f"{ref.spec.name}/places": ref.places for ref in self.refs}
+        return places | {
             f"{part.dataset}/{variant}": part.address.fingerprint
             for variants in self.partitions
             for variant, part in enumerate(variants)
@@ -304,6 +305,7 @@ class ManifestOf(Stage):
                     "name": ref.spec.name,
                     "rows": ref.rows,
                     "digest": ref.digest,
+                    "places": ref.places,
                     "pairs": ref.address.fingerprint,
                     "communities": [part.address.fingerprint for part in variants],
                     "ranks": variants[0].graph.ranks.address.fingerprint,

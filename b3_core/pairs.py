@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 from b3_core.artifacts import Artifact, Draft
 from b3_core.config import DatasetSpec
 from b3_core.copies import hold
-from b3_core.groups import check_groups
+from b3_core.groups import check_groups, codes
 from b3_core.inputs import ALL, MEDIUM, PACKED, Inputs, Seeing, Shelf
 from b3_core.media import MediaLimits
 
-VERSION = 1
+VERSION = 2
 
 SCHEMA = pa.schema(
     [
@@ -133,6 +133,17 @@ class PairTable:
         for chunk in self.table["key"].chunks:
             digest.update("".join(chunk.to_pylist()).encode())
         digest.update(self.group_N.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def places(self) -> str:
+        """Hex sha256 over where rows and media are in the source, of which ``digest`` knows nothing."""
+        digest = hashlib.sha256(self.table["row_id"].to_numpy().astype("<i8").tobytes())
+        for name in (*MEDIA.names, *GIVEN_MEDIA.names):
+            for chunk in self.table[name].chunks if name in self.table.column_names else ():
+                digest.update("\0".join(chunk.field("file").to_pylist()).encode())
+                for number in ("start", "size"):
+                    digest.update(chunk.field(number).to_numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
     def save(self, draft: Draft, name: str = "pairs") -> None:
@@ -239,7 +250,7 @@ def rows_before(now: PairTable, before: PairTable) -> npt.NDArray[np.int64]:
     Rows are the same where their keys are. Of rows with one key, the first is the first of then.
     """
     keys = pa.concat_tables([part.table.select(["key"]) for part in (before, now)])["key"]
-    code = keys.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    code = codes(keys).astype(np.int64)
     order = np.argsort(code, kind="stable")  # runs of one key: rows of then, rows of now
     starts = np.flatnonzero(np.diff(code[order], prepend=-1))
     run = np.cumsum(np.diff(code[order], prepend=-1) != 0) - 1

@@ -214,7 +214,9 @@ def _apart(
     first_T = np.cumsum([0, *most])[:-1].astype(np.int32)
     own = [group_N + first for (group_N, _), first in zip(both, first_T, strict=True)]
     given = [
-        given_N + first if given_N.size else np.full(len(group_N), NOBODY, np.int32)
+        np.where(given_N == NOBODY, NOBODY, given_N + first).astype(np.int32)
+        if given_N.size
+        else np.full(len(group_N), NOBODY, np.int32)
         for (group_N, given_N), first in zip(both, first_T, strict=True)
     ]
     lacking = all(given_N is None for given_N in given_of)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ from b3_core.student import build_student, merge_adapters, save_memory
 from b3_core.teacher import seeing
 from b3_core.trainer import PlanTrainer, Watch, steps_a_point
 
-VERSION = 3
+VERSION = 4
 
 # As TrainSpec.learning_rate says: what is trained already wants smaller steps, and a batch of
 # four times the rows, whose gradient has half the noise, twice the step (square-root scaling for
@@ -148,7 +149,7 @@ def train_student(
         marks = None
         if spec.positive_margin is not None:
             margin = PositiveMargin(slots, spec.positive_margin, *zip(*teacher_of, strict=True))
-            marks = _as_tensors(margin)
+            marks = partial(_as_tensor, margin)
         everywhere = [(spec.query_prompt, spec.positive_prompt)] * len(pairs)
         rows = row_dataset(pairs, prompts or everywhere)
         shelves = None
@@ -239,8 +240,8 @@ def _trainer(
     )
 
 
-def _as_tensors(margin: PositiveMargin) -> Marks:
-    return lambda slot_x: torch.from_numpy(margin(slot_x))  # a collator stacks tensors' rows fast
+def _as_tensor(margin: PositiveMargin, slot_x: Sequence[int]) -> torch.Tensor:
+    return torch.from_numpy(margin(slot_x))  # a collator stacks tensors' rows fast
 
 
 def _arguments(

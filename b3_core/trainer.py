@@ -71,15 +71,13 @@ class PlanTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         """Return the batches; processes that decode them and give none are given up.
 
-        An error is tried again from the last checkpoint, while a bucket that never answers would be
-        waited for for ever.
+        They are forked beside threads that may hold a lock, and one that waits for it would wait
+        for ever: an error is tried again from the last checkpoint. Started afresh instead, each
+        would get a copy of the model, which preprocessing is a method of.
         """
         loader = super().get_train_dataloader()
         if self.args.dataloader_num_workers:
-            base = getattr(loader, "base_dataloader", loader)
-            # Not forked from here: Ray and torch have threads, and what one has locked stays so.
-            base.multiprocessing_context = "forkserver"
-            base.timeout = _PATIENCE_SECONDS
+            getattr(loader, "base_dataloader", loader).timeout = _PATIENCE_SECONDS
         return loader
 
     def training_step(self, model: Any, *args: Any, **settings: Any) -> Any:

@@ -128,7 +128,7 @@ def _stage(store: ArtifactStore, pairs: PairTable, batch_size: int) -> ManifestO
     address = Address.of(_DATASET, "pairs", version=0, settings={"rows": rows}, inputs={})
     vectors = Address.of(_DATASET, "embeddings", version=0, settings={}, inputs={"rows": str(rows)})
     mining = MiningSpec(k=_K, partitioner="random", swap_rounds=0, evenness=0.0)
-    ref = PairsRef(spec, address, pairs.digest, "", rows)
+    ref = PairsRef(spec, address, pairs.digest, "", rows, pairs.places)
     ranks = ranking_of(ref, vectors, mining)
     graph = Graph(ref, ranks, mining)
     part = Communities(ref, graph, mining, 0)

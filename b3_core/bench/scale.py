@@ -53,7 +53,7 @@ class DrawnPairs(Stage):
 
     rows: int
     name: ClassVar[str] = "pairs"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def dataset(self) -> str:  # noqa: D102 - the base class says it
@@ -79,6 +79,7 @@ class DrawnPairs(Stage):
             "heldout": 0,
             "digest": table.digest,
             "heldout_digest": "none",
+            "places": table.places,
         }
 
 
@@ -299,7 +300,15 @@ def simulate(
             one_seam = 2 * row["seconds"] * cell_rows / rows
             total["seam"] = SEAM_ROUNDS * math.ceil(cells / 2 / workers) * one_seam
     hours = {name: round(seconds / 3600, 3) for name, seconds in total.items()}
-    parts = [row["peak_mb"] for row in measured if row["parts"] > 1]
+    # A block there has as many cells as it may; a block here may have fewer.
+    fuller = {
+        "block-communities": min(TOGETHER, cells) / min(TOGETHER, math.ceil(rows / cell_rows))
+    }
+    parts = [
+        row["peak_mb"] * fuller.get(row["stage"], 1.0)
+        for row in measured
+        if row["stage"] in ("cell-ranks", "block-communities", "seam")
+    ]
     return {
         "rows": at,
         "workers": workers,

@@ -11,12 +11,14 @@ import pytest
 import s3fs
 from PIL import Image
 
-from b3_core.artifacts import Draft
-from b3_core.config import DatasetSpec, EvalSpec, parse_config
-from b3_core.embed import Pairs
+from b3_core.artifacts import Address, Draft
+from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, parse_config
+from b3_core.embed import Pairs, PairsRef
 from b3_core.errors import InputError
 from b3_core.inputs import Packer, Seeing
+from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.pairs import PairTable, shelf_of
+from b3_core.ranking import Ranks
 from b3_core.reading import media_look, read_split
 from b3_core.store import ArtifactStore
 from tests.conftest import use_s3
@@ -192,6 +194,20 @@ def test_mmeb_layout(tmp_path: Path) -> None:
     assert set(rows[9][1]) == {"image"}
 
 
+def test_texts_alone_are_read_by_their_layout_too(tmp_path: Path) -> None:
+    """The layout strips marks of images: what was read without it is something else."""
+    table = pa.table({"qry": ["<|image_1|>\nWhat?"] * 9, "pos_text": texts()[:9]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    columns = {"query": "qry", "positive": "pos_text"}
+    none = {"query_image": None, "positive_image": None}
+    plain = DatasetSpec(name="A", uri=str(tmp_path / "rows.parquet"), **columns)
+    mmeb = DatasetSpec(name="A", uri=plain.uri, layout="mmeb", **columns, **none)
+    assert not mmeb.media_columns
+    assert Pairs.of(plain, EvalSpec()).address != Pairs.of(mmeb, EvalSpec()).address
+    (text,) = set(read(mmeb, tmp_path).train.queries.to_pylist())
+    assert text == "What?"
+
+
 def test_bad_media_are_refused_by_name_or_skipped_and_listed(tmp_path: Path) -> None:
     spec = as_paths(tmp_path / "d")
     (tmp_path / "d/img/3.png").write_bytes(b"no picture")
@@ -235,6 +251,31 @@ def test_a_picture_that_changes_is_noticed_and_one_that_does_not_is_not(tmp_path
     if "img/3.png" in [each["file"] for each in table.table["query_medium"].to_pylist()]:
         with pytest.raises(InputError, match="img/3.png: was changed since its rows were read"):
             table.inputs("query", shelf)[:]
+
+
+def test_pictures_that_were_renamed_are_the_same_rows_in_other_places(tmp_path: Path) -> None:
+    """Nothing is embedded or ranked anew, but a manifest leads to where they are now."""
+    spec = as_paths(tmp_path / "d")
+    store = ArtifactStore(str(tmp_path / "store"))
+    before = PairsRef.of(spec, Pairs.of(spec, EvalSpec()).run(store))
+    (tmp_path / "d/img").rename(tmp_path / "d/pictures")
+    file = tmp_path / "d/rows.parquet"
+    table = pq.read_table(file)
+    paths = [path.replace("img/", "pictures/") for path in table["image"].to_pylist()]
+    pq.write_table(table.set_column(table.column_names.index("image"), "image", [paths]), file)
+    after = PairsRef.of(spec, Pairs.of(spec, EvalSpec()).run(store))
+    assert (after.digest, after.rows) == (before.digest, before.rows)
+    assert after.places != before.places
+
+    def manifest(ref: PairsRef) -> ManifestOf:
+        mining = MiningSpec(p=1, m=2, k=2)
+        ranks = Ranks(ref, Address("pictures", "embeddings", "0" * 20), 3, 1)
+        communities = Communities(ref, Graph(ref, ranks, mining), mining, 0)
+        batching = BatchSpec(batch_size=2)
+        return ManifestOf("pictures", ((communities,),), mining, batching, 0)
+
+    assert manifest(before).partitions[0][0].address == manifest(after).partitions[0][0].address
+    assert manifest(before).address != manifest(after).address
 
 
 def test_the_packed_file_holds_each_medium_once(tmp_path: Path) -> None:

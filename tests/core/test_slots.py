@@ -94,6 +94,20 @@ def test_the_negatives_that_rows_came_with_are_first_and_blank_where_there_are_n
     assert items[2]["label"] == [13, NOBODY, 10, 12]  # after 0 to 9
 
 
+def test_a_row_without_a_negative_has_nobodys_in_whichever_table():
+    """Its own positive fills the place, and must not be taken for a negative of a real group."""
+    rows = [("q0", "p0", "n0", 3), ("q1", "p1", "n1", 3), ("q2", "p2", "p2", NOBODY)]
+    pairs = [triplets("a", [*rows, *rows[:2]]), triplets("b", [*rows[:2], rows[2], rows[2]])]
+    labels = slot_dataset(Slots.of_pairs(PLAN, pairs), row_dataset(pairs))[:]["label"]
+    rows_of = [("a", 4), ("a", 0), ("b", 3), ("b", 1), ("a", 2), ("a", 3)]
+    assert [row for row, _ in zip(PLAN.row_SB.ravel(), rows_of, strict=False)] == [
+        row for _, row in rows_of
+    ]
+    lacks = {("a", 2), ("b", 2), ("b", 3)}
+    for place, (_, given_group) in zip(rows_of, labels, strict=False):
+        assert (given_group == NOBODY) == (place in lacks), place
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=3),
