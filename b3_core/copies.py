@@ -13,6 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+#: What the folder of an artifact in the making is called.
+DRAFT = "b3-draft-"
+
 _held: dict[Path, int] = {}
 
 
@@ -72,6 +75,24 @@ def unused(*, older_than: float, now: float | None = None) -> list[tuple[Path, i
             info = file.stat()
             if info.st_mtime < latest:
                 found.append((file, info.st_size))
+    return found
+
+
+def left_drafts(*, older_than: float, now: float | None = None) -> list[tuple[Path, int]]:
+    """List drafts for a remote store that killed processes of this user left, with their sizes.
+
+    Parameters
+    ----------
+    older_than, now
+        As for :func:`unused`, of the last change of any of its files.
+    """
+    latest = (time.time() if now is None else now) - older_than
+    found = []
+    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{DRAFT}*")):
+        with contextlib.suppress(FileNotFoundError):
+            infos = [file.stat() for file in (folder, *folder.rglob("*"))]
+            if infos[0].st_uid == os.getuid() and max(each.st_mtime for each in infos) < latest:
+                found.append((folder, sum(each.st_size for each in infos[1:])))
     return found
 
 

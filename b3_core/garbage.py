@@ -8,6 +8,7 @@ touched, whether or not anything still needs them, but for a checkpoint whose st
 for the vectors of a student that is gone.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -28,6 +29,8 @@ class Orphan(NamedTuple):
     """Below the store's root."""
     size: int
     why: str
+    changed: float
+    """Seconds since the epoch."""
 
 
 def find_orphans(
@@ -48,16 +51,19 @@ def find_orphans(
     latest = (time.time() if now is None else now) - older_than
     files = store.files()
     return [
-        Orphan(path, int(files[path]["size"]), why)
+        Orphan(path, int(files[path]["size"]), why, _changed(files[path]))
         for path, why in sorted(_unnamed(store, files))
         if _changed(files[path]) < latest
     ]
 
 
 def remove(store: ArtifactStore, orphans: Sequence[Orphan]) -> None:
-    """Delete orphans, each unless it is gone already."""
+    """Delete orphans, each unless it is gone already, or was written again since it was listed."""
     for orphan in orphans:
-        store.remove(orphan.path)
+        with contextlib.suppress(FileNotFoundError):
+            # Some servers list milliseconds, and say seconds of one file.
+            if abs(_changed(store.info(orphan.path)) - orphan.changed) < 1:
+                store.remove(orphan.path)
 
 
 def _unnamed(
@@ -102,4 +108,4 @@ def _changed(info: Mapping[str, Any]) -> float:
         if key in info:
             when = info[key]
             return when.timestamp() if isinstance(when, datetime) else float(when)
-    return time.time()
+    return time.time()  # never old

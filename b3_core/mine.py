@@ -88,6 +88,8 @@ class Communities(DatasetStage):
     """Communities of other rows to begin with: they are mended where rows came or went."""
     name: ClassVar[str] = "communities"
     version: ClassVar[int] = 1000 * communities.VERSION + 10 * mend.VERSION + balance.VERSION
+    cores: ClassVar[int] = 4
+    unheard: ClassVar[bool] = True
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102

@@ -137,7 +137,7 @@ class PairTable:
 
     @cached_property
     def places(self) -> str:
-        """Hex sha256 over where rows and media are in the source, of which ``digest`` knows nothing."""
+        """Hex sha256 over where rows and media are in their source; unlike ``digest``."""
         digest = hashlib.sha256(self.table["row_id"].to_numpy().astype("<i8").tobytes())
         for name in (*MEDIA.names, *GIVEN_MEDIA.names):
             for chunk in self.table[name].chunks if name in self.table.column_names else ():

@@ -104,8 +104,9 @@ class Promotion:
         return Standing(current, evaluation.student.manifest.refs, evaluation.spec)
 
     def decided(self, evaluation: Evaluation) -> bool:
-        """Tell whether a student was compared, whatever came of it."""
-        return any(each["status"] != "candidate" for each in _marks(self.history, evaluation))
+        """Tell whether a student was compared and what came of it stands: it was not replaced."""
+        marks = _marks(self.history, evaluation)
+        return bool(marks) and marks[-1]["status"] in ("current", "rejected")
 
     def last(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return what was decided last about a student, as :meth:`decide` says it."""

@@ -5,9 +5,11 @@ joins a cluster; without it a private one is started and ended with the session.
 """
 
 import contextlib
+import math
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -29,13 +31,25 @@ ENVIRONMENT = {
 
 
 class ActorPool:
-    """Warm actors of one class, leased one call at a time; safe for many threads."""
+    """Warm actors of one class, leased one call at a time; safe for many threads.
+
+    One is leased when Ray has found a place for it: there may be fewer places than actors.
+    """
 
     def __init__(self, actors: list[Any]) -> None:
         self.size = len(actors)
+        self._actors = actors
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for actor in actors:
-            self._free.put(actor)
+        pool = weakref.ref(self)
+
+        def ready(number: int) -> None:
+            if (of := pool()) is not None:  # a pool that is gone has let go of its actors
+                of._free.put(of._actors[number])
+
+        for number, actor in enumerate(actors):
+            # An actor that failed is leased too: the call says why.
+            placed = actor.__ray_ready__.remote().future()
+            placed.add_done_callback(lambda _, number=number: ready(number))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Run a method on the next free actor and return its result."""
@@ -90,15 +104,20 @@ class RaySession:
         if self.joins:
             import ray  # noqa: PLC0415
 
-            there = ray.cluster_resources()
-            share = self.compute.gpus_per_worker
-            count = there.get("GPU", 0) / share if share else there.get("CPU", 0)
-            return max(1, int(count))
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            return max(1, sum(self._fitting(n.get("CPU", 0), n.get("GPU", 0)) for n in nodes))
         if self.compute.gpus_per_worker:
             import torch  # noqa: PLC0415
 
-            return max(1, int(torch.cuda.device_count() / self.compute.gpus_per_worker))
+            return max(1, self._fitting(math.inf, torch.cuda.device_count()))
         return os.cpu_count() or 1
+
+    def _fitting(self, cpus: float, gpus: float) -> int:
+        """Count the actors that fit on a node: a core each, and a part of a GPU, or whole ones."""
+        share = self.compute.gpus_per_worker
+        if not share:
+            return int(cpus)
+        return int(min(cpus, gpus // share if share >= 1 else int(gpus) * (1 // share)))
 
     def side_by_side(self, jobs: int) -> int:
         """Return how many trainings of one thread each run at once here; 1 on a GPU or cluster."""
@@ -147,7 +166,7 @@ class RaySession:
         has so many, it is as many as the largest has: Ray would wait for a larger one for ever.
         """
         ray = self._open()
-        self._free_actors()
+        self.free_actors()
         most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
         cpus = max(1, min(cpus, int(most)))
         share = self.compute.gpus_per_worker if gpu else 0
@@ -180,10 +199,10 @@ class RaySession:
         """
         ray = self._open()
         keep_handler()
-        self._free_actors()
+        self.free_actors()
         Trainings(ray, self.compute, storage).run(loop, configs, progress)
 
-    def _free_actors(self) -> None:
+    def free_actors(self) -> None:
         """Let go of the cores that idle actors hold: what comes next may need them all."""
         with self._lock:
             self._pools.clear()

@@ -93,6 +93,7 @@ class Trainings:
         from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
         from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
+        share = self._compute.gpus_per_worker
         while True:
             trainer = TorchTrainer(
                 _train_worker,
@@ -104,7 +105,8 @@ class Trainings:
                 torch_config=_noting_torch(),
                 scaling_config=ScalingConfig(
                     num_workers=self._compute.train_workers,
-                    use_gpu=self._compute.gpus_per_worker > 0,
+                    use_gpu=share > 0,
+                    resources_per_worker={"GPU": share} if share else None,
                 ),
                 run_config=RunConfig(
                     storage_path=self._storage, failure_config=FailureConfig(max_failures=2)

@@ -108,6 +108,7 @@ class BlockCommunities(_Part):
     name: ClassVar[str] = "block-communities"
     version: ClassVar[int] = 10 * Communities.version + VERSION
     cores: ClassVar[int] = 4
+    unheard: ClassVar[bool] = True
 
     @property
     def title(self) -> str:  # noqa: D102
@@ -243,6 +244,7 @@ class CelledCommunities(Communities):
 
     graph: CelledGraph
     in_parts: ClassVar[bool] = True
+    unheard: ClassVar[bool] = False
     version: ClassVar[int] = 1000 * Communities.version + 10 * cells.VERSION + VERSION
 
     def since(self, past: Past) -> "CelledCommunities":  # noqa: D102

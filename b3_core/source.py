@@ -250,11 +250,12 @@ class _Blanks:
 
 def list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Return the file system, and path -> fsspec's info of every file, sorted by path."""
-    if uri.startswith("s3") and "@" in uri.partition("://")[2].split("/", 1)[0]:
+    scheme, _, place = uri.partition("://")
+    if "@" in place.split("/", 1)[0] or (scheme.startswith("http") and "?" in place):
         raise InputError(
-            "uri of a dataset carries credentials",
-            expected="s3://bucket/path",
-            remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead",
+            "uri of a dataset carries credentials, and would be in every log",
+            expected="s3://bucket/path, or a local path",
+            remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead, or download the file",
         )
     try:
         fs, path = open_fs(uri)

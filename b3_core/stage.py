@@ -53,6 +53,8 @@ class Stage(ABC):
         return f"{self.name} of {self.dataset}"
 
     cores: ClassVar[int] = 1
+    unheard: ClassVar[bool] = False
+    """Whether a large one stops its process for minutes: it is C, and holds Python's lock."""
     """How many it has use for, where it is a part of another."""
 
     @abstractmethod

@@ -24,7 +24,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from b3_core.artifacts import Address, Artifact, Draft, StoredFile, canonical_json, sha256_file
-from b3_core.copies import cache_folder, used
+from b3_core.copies import DRAFT, cache_folder, used
 from b3_core.errors import B3Error, CorruptArtifactError, InputError, UnreachableError, reason
 from b3_core.remote import open_fs
 from b3_core.usage import Usage
@@ -169,7 +169,7 @@ class ArtifactStore:
         """
         used = Usage.start()
         parent = Path(self._base, DRAFTS) if self._local else Path(tempfile.gettempdir())
-        folder = parent / f"b3-draft-{uuid.uuid4().hex}"
+        folder = parent / f"{DRAFT}{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
         try:
             draft = Draft(folder)
@@ -200,6 +200,11 @@ class ArtifactStore:
             path.removeprefix(base): info
             for path, info in self.fs.find(self._base, detail=True).items()
         }
+
+    def info(self, path: str) -> dict[str, Any]:
+        """Return what the file system tells of one file now; FileNotFoundError if it is gone."""
+        self.fs.invalidate_cache()
+        return dict(self.fs.info(self._path(path)))
 
     def named_files(self, path: str) -> list[str]:
         """Return the files that the record of the artifact at ``path`` names."""

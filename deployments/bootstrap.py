@@ -7,21 +7,23 @@ crashed when their process is gone, one that notifies, and a limit for GPUs.
 """
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 from prefect import get_client
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import DeploymentSchedule, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
@@ -40,6 +42,7 @@ RECIPES = Path(__file__).parent / "recipes"
 _PREFECT_FILE = Path(__file__).parent / "prefect.yaml"
 _SERVER_SECONDS = 120
 _ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+_NOTIFY = "b3: failed or crashed, so notify"
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _SILENCE = timedelta(seconds=100)  # three heartbeats and a little
 
@@ -84,23 +87,42 @@ def deploy(config: Path, name: str) -> None:
 
 
 async def bootstrap(
-    configs: Sequence[Path], *, watch_seconds: float | None, gpu_runs: int, notify: str | None
+    configs: Sequence[Path],
+    *,
+    watch_seconds: float | None,
+    gpu_runs: int | None,
+    notify: str | None,
 ) -> None:
-    """Make or renew all of it.
+    """Make or renew all of it; what was switched on or off stays so.
 
     Parameters
     ----------
     watch_seconds
-        Interval of the ``watch`` deployments, instead of prefect.yaml's.
+        Interval of the ``watch`` deployments; None for the one they have, or prefect.yaml's.
     gpu_runs
-        How many runs may use GPUs at once; 0 for no limit.
+        How many runs may use GPUs at once; 0 for no limit, None for the one there is.
     notify
-        URL that gets a POST when a run fails or crashes.
+        URL that gets a POST when a run fails or crashes; blank for none, None for the one there is.
+
+    Raises
+    ------
+    InputError
+        Two CONFIGs have one name, or one has that of the queue of all ``watch`` deployments.
     """
-    names = {load_config(config).name: config for config in configs}
+    names: dict[str, Path] = {}
+    for config in configs:
+        name = load_config(config).name
+        if name in names or name == "watch":
+            raise InputError(
+                f"{config} is called {name!r}, as another CONFIG or the queue of `watch` is",
+                expected="a name of its own: deployments are called by it",
+                remedy="set `name` in it",
+            )
+        names[name] = config
     async with get_client() as client:
         await _reach(client)
         await _make_pool(client, list(names))
+        chosen = await _Chosen.read(client, list(names))
         for name, config in names.items():
             deploy(config, name)
             typer.echo("deployed: " + " ".join(f"{flow}/{name}" for flow in FLOWS))
@@ -109,8 +131,49 @@ async def bootstrap(
         await _make_automation(client, _zombies())
         if notify:
             await _make_automation(client, await _notification(notify))
+        elif notify is not None:
+            await _drop_automation(client, _NOTIFY)
         if gpu_runs:
             await client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=gpu_runs)
+        elif gpu_runs is not None:
+            with contextlib.suppress(ObjectNotFound):
+                await client.delete_global_concurrency_limit_by_name(GPU_LIMIT)
+        await chosen.restore(client, schedules=watch_seconds is None)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What an operator may have set by hand, and a deployment sets back."""
+
+    schedules: Mapping[tuple[str, str | None], DeploymentSchedule]
+    """Deployment, slug -> what it was."""
+    off: Set[str]
+    """Names of automations."""
+
+    @classmethod
+    async def read(cls, client: PrefectClient, names: Sequence[str]) -> Self:
+        schedules = {}
+        for title in (f"{flow}/{name}" for flow in FLOWS for name in names):
+            with contextlib.suppress(ObjectNotFound):
+                found = await client.read_deployment_by_name(title)
+                schedules |= {(title, each.slug): each for each in found.schedules}
+        off = {each.name for each in await client.read_automations() if not each.enabled}
+        return cls(schedules, off)
+
+    async def restore(self, client: PrefectClient, *, schedules: bool) -> None:
+        """Set it again; of schedules whether they are on, and when they run if asked to."""
+        for title in {title for title, _ in self.schedules}:
+            deployment = await client.read_deployment_by_name(title)
+            for now in deployment.schedules:
+                then = self.schedules.get((title, now.slug))
+                if then is not None:
+                    when = {"schedule": then.schedule} if schedules else {}
+                    await client.update_deployment_schedule(
+                        deployment.id, now.id, active=then.active, **when
+                    )
+        for automation in await client.read_automations():
+            if automation.name in self.off:
+                await client.pause_automation(automation.id)
 
 
 async def _reach(client: PrefectClient) -> None:
@@ -158,6 +221,12 @@ async def _make_automation(client: PrefectClient, wanted: AutomationCore) -> Non
         await client.create_automation(wanted)
 
 
+async def _drop_automation(client: PrefectClient, name: str) -> None:
+    for old in await client.read_automations():
+        if old.name == name:
+            await client.delete_automation(old.id)
+
+
 def _zombies() -> AutomationCore:
     """Mark a run as crashed when its heartbeat stops: its process was killed, or its machine."""
     return AutomationCore(
@@ -184,9 +253,10 @@ def _zombies() -> AutomationCore:
 async def _notification(url: str) -> AutomationCore:
     from prefect.blocks.webhook import Webhook  # noqa: PLC0415 - a block, only where it is used
 
-    block = await Webhook(method="POST", url=url).save("b3-notify", overwrite=True)
+    hook = Webhook(method="POST", url=url, headers={"Content-Type": "application/json"})
+    block = await hook.save("b3-notify", overwrite=True)
     return AutomationCore(
-        name="b3: failed or crashed, so notify",
+        name=_NOTIFY,
         trigger=EventTrigger(
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
@@ -200,8 +270,10 @@ async def _notification(url: str) -> AutomationCore:
         actions=[
             CallWebhook(
                 block_document_id=block,
-                payload='{"text": "{{ flow.name }}/{{ deployment.name }}, run {{ flow_run.name }}: '
-                '{{ flow_run.state.name }}. {{ flow_run.state.message }} {{ flow_run|ui_url }}"}',
+                # Messages have quotes and newlines.
+                payload='{"text": {{ (flow.name ~ "/" ~ deployment.name ~ ", run " ~ flow_run.name '
+                '~ ": " ~ flow_run.state.name ~ ". " ~ flow_run.state.message ~ " " '
+                "~ (flow_run|ui_url)) | tojson }}}",
             )
         ],
     )
@@ -210,15 +282,24 @@ async def _notification(url: str) -> AutomationCore:
 def main(
     configs: Annotated[list[str], typer.Argument(help="CONFIG files, or recipes by name.")],
     watch_seconds: Annotated[
-        float | None, typer.Option(min=5, help="How often `watch` looks; 300 if absent.")
+        float | None,
+        typer.Option(
+            min=5,
+            envvar="B3_WATCH_SECONDS",
+            help="How often `watch` looks; if absent, as often as it does, or 300.",
+        ),
     ] = None,
     gpu_runs: Annotated[
-        int, typer.Option(min=0, envvar="B3_GPU_RUNS", help="Runs that may use GPUs at once.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0, envvar="B3_GPU_RUNS", help="Runs that may use GPUs at once; 0: no limit."
+        ),
+    ] = None,
 ) -> None:
     """Deploy CONFIGs to the Prefect server of PREFECT_API_URL, with all that running them takes.
 
-    B3_NOTIFY_URL, if set, gets a POST with a line of text when a run fails or crashes.
+    B3_NOTIFY_URL, if set, gets a POST with a line of text when a run fails or crashes. What was
+    switched on or off stays so.
     """
     try:
         asyncio.run(

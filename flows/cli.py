@@ -4,6 +4,7 @@ Prefect reads its settings when it is imported, so nothing here imports a flow b
 ``embedded.prepare`` has run: commands import what they need.
 """
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -225,7 +226,7 @@ def gc(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """List, or delete, what killed runs left in a store, and this machine's unused copies.
+    """List, or delete, what killed runs left in a store and on this machine, and unused copies.
 
     Finished artifacts are never touched.
 
@@ -241,14 +242,19 @@ def gc(
         orphans = find_orphans(artifacts, older_than=3600 * hours)
         size_of = dict(copies.unused(older_than=3600 * hours))
         cached = list(size_of)
+        drafts = copies.left_drafts(older_than=3600 * hours)
         if delete:
             remove(artifacts, orphans)
             cached = copies.collect(cached)
+            for folder, _ in drafts:
+                shutil.rmtree(folder, ignore_errors=True)
         return {
             "orphans": [orphan._asdict() for orphan in orphans],
             "bytes": sum(orphan.size for orphan in orphans),
             "copies": list(map(str, cached)),
             "copies_bytes": sum(size_of[copy] for copy in cached),
+            "drafts": [str(folder) for folder, _ in drafts],
+            "drafts_bytes": sum(size for _, size in drafts),
             "deleted": delete,
         }
 
@@ -259,7 +265,8 @@ def gc(
         console.print(
             f"{len(outcome['orphans'])} orphans, {outcome['bytes']:,} bytes, "
             f"{len(outcome['copies'])} copies on this machine, "
-            f"{outcome['copies_bytes']:,} bytes, {done}",
+            f"{outcome['copies_bytes']:,} bytes, {len(outcome['drafts'])} unfinished drafts, "
+            f"{outcome['drafts_bytes']:,} bytes, {done}",
             highlight=False,
             soft_wrap=True,
         )

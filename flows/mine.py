@@ -20,6 +20,8 @@ from tasks.events import MANIFESTS_PUBLISHED, announce
 from tasks.stages import embed_shard, make_part, mine_dataset, read_pairs, run_stage
 from tasks.turns import gpu_turn
 
+_HEARD_ROWS = 200_000  # whose communities are found well within the 100 s that a run may be silent
+
 
 @flow(name="mine", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
 def mine(spec: PipelineSpec) -> outcome.Outcome:
@@ -49,9 +51,11 @@ def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> 
     """Do what a leg of the plan lacks, and show its manifests on the run's page."""
     now = plan.legs[leg]
     with session(spec.compute) as ray:
-        for vectors in now.vectors:
-            if store.find(vectors.address) is None:
-                _embed(vectors, ray, store)
+        if todo := missing(now.vectors, store):
+            with gpu_turn(ray.compute):
+                for vectors in todo:
+                    _embed(vectors, ray, store)
+                ray.free_actors()  # what follows may take hours, and needs none of their GPUs
         lacking = missing(itertools.chain(now.ranks, now.graphs, now.communities), store)
         in_parts = {stage.dataset for stage in lacking if stage.in_parts}
         whole = [stage for stage in lacking if stage.dataset not in in_parts]
@@ -87,7 +91,7 @@ def make_stage(stage: Stage, ray: RaySession, store: ArtifactStore) -> None:
     for wave in stage.waves(store):
         parts = missing(wave, store)
         if len(parts) == 1:
-            run_stage(parts[0], store)
+            _make(parts[0], ray, store)
         elif parts:
             with reporting.step(parts[0].name) as progress:
                 progress(len(wave) - len(parts), len(wave))
@@ -95,7 +99,16 @@ def make_stage(stage: Stage, ray: RaySession, store: ArtifactStore) -> None:
                 for done, future in enumerate(as_completed(futures), len(wave) - len(parts) + 1):
                     future.result()
                     progress(done, len(wave))
-    run_stage(stage, store)
+    _make(stage, ray, store)
+
+
+def _make(stage: Stage, ray: RaySession, store: ArtifactStore) -> None:
+    """Make a stage here; elsewhere if this process could not say for minutes that it lives."""
+    ref = getattr(stage, "ref", None)
+    if stage.unheard and ref is not None and ref.rows > _HEARD_ROWS:
+        make_part.submit(stage, ray, store.root).result()
+    else:
+        run_stage(stage, store)
 
 
 def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
@@ -112,7 +125,7 @@ def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
     if len(shards) == 1 and ray.on_this_cpu:
         run_stage(shards[0], store)
     elif shards:
-        with gpu_turn(ray.compute), reporting.step("embed") as progress:
+        with reporting.step("embed") as progress:
             rows = sum(shard.stop - shard.start for shard in vectors.shards)
             done = rows - sum(shard.stop - shard.start for shard in shards)
             progress(done, rows)

@@ -41,6 +41,19 @@ def test_old_copies_are_listed_and_deleted(folder: Path) -> None:
     assert os.listdir(folder) == ["b.npy"]
 
 
+def test_drafts_of_killed_processes_are_listed_when_all_of_them_is_old(folder: Path) -> None:
+    left, at_work = (folder.parent / f"{copies.DRAFT}{name}" for name in ("left", "work"))
+    for draft in (left, at_work):
+        (draft / "deep").mkdir(parents=True)
+        put(draft / "deep", "a.npy", 2)
+        for path in (draft / "deep", draft):
+            os.utime(path, (time.time() - 2 * DAY,) * 2)
+    put(at_work / "deep", "b.npy", 0)
+    found = copies.left_drafts(older_than=DAY)
+    assert [path for path, _ in found] == [left]
+    assert found[0][1] >= 5
+
+
 def test_what_was_used_is_young(folder: Path) -> None:
     old = put(folder, "a.npy", 2)
     copies.used(old)

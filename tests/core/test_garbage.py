@@ -44,6 +44,16 @@ def test_only_what_no_record_names(store):
     assert store.get(ADDRESS).path("deep/a.json").read_bytes() == b"1\n"
 
 
+def test_what_was_written_again_since_it_was_listed_stays(store):
+    """A run that is tried again writes the same names."""
+    for path in LITTER[1:3]:
+        leave(store, path)
+    found = find_orphans(store, older_than=-1)
+    was = [orphan._replace(changed=orphan.changed - 60) for orphan in found[:1]]
+    remove(store, [*was, *found[1:]])
+    assert [orphan.path for orphan in find_orphans(store, older_than=-1)] == [was[0].path]
+
+
 def test_a_run_at_work_is_left_alone(store):
     leave(store, "faq/graph/ffff/attract.npy")
     assert find_orphans(store, older_than=3600) == []

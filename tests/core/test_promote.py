@@ -64,6 +64,9 @@ def test_the_better_one_is_in_place(tmp_path):
         *("candidate", "retired", "current"),
         *("candidate", "rejected"),
     ]
+    # The first was replaced: when its data come back, it is compared anew.
+    assert place.compete(BAD, table)["status"] == "rejected"
+    assert place.statuses[-1] == "rejected"
 
 
 @pytest.mark.slow

@@ -410,8 +410,16 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, bucket: Bucket,
     assert message.endswith("AWS_* environment")
 
 
-def test_credentials_in_a_uri_are_refused_and_not_repeated() -> None:
-    message = refused("s3://KEY:hunter2@bucket/x.parquet")
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:hunter2@bucket/x.parquet",
+        "https://me:hunter2@host/x.parquet",
+        "https://host/x.parquet?X-Amz-Signature=hunter2",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    message = refused(uri)
     assert "carries credentials" in message and "hunter2" not in message
 
 

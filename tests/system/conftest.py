@@ -70,9 +70,18 @@ class Installation:
     def state(self, run_id):
         return self.run(run_id)["state_type"]
 
-    def deployment(self, flow, name):
+    def patch(self, path, **body):
+        """PATCH at Prefect's API, as its UI does."""
         url = self.cluster.client_environment["PREFECT_API_URL"]
-        return httpx.get(f"{url}/deployments/name/{flow}/{name}", timeout=30).json()["id"]
+        httpx.patch(f"{url}/{path}", json=body, timeout=30).raise_for_status()
+
+    def described(self, flow, name):
+        """Read a deployment."""
+        url = self.cluster.client_environment["PREFECT_API_URL"]
+        return httpx.get(f"{url}/deployments/name/{flow}/{name}", timeout=30).json()
+
+    def deployment(self, flow, name):
+        return self.described(flow, name)["id"]
 
     def start(self, flow, name, **settings):
         """Start a run through the API; return its id."""

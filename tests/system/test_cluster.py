@@ -69,9 +69,32 @@ def test_bootstrap_again_changes_nothing(installation):
         found = {kind: installation.api(f"{kind}/filter") for kind in kinds}
         return {kind: sorted(each["name"] for each in some) for kind, some in found.items()}
 
+    def switches():
+        return {
+            (flow, each["slug"]): (each["active"], each["schedule"].get("interval"))
+            for flow in ("pipeline", "watch")
+            for each in installation.described(flow, "laptop")["schedules"]
+        }
+
     first = deployed()
     assert len(first["automations"]) >= 4
+    assert switches()["pipeline", "weekly"] == (False, None)
+    # What somebody switched in the UI stays as they want it.
+    for flow, active, schedule in (
+        ("pipeline", True, {}),
+        ("watch", False, {"schedule": {"interval": 777}}),
+    ):
+        (each,) = installation.described(flow, "laptop")["schedules"]
+        where = f"deployments/{each['deployment_id']}/schedules/{each['id']}"
+        installation.patch(where, active=active, **schedule)
+    off = next(each for each in installation.api("automations/filter") if "mine" in each["name"])
+    installation.patch(f"automations/{off['id']}", enabled=False)
+    wanted = switches()
+    assert wanted == {("pipeline", "weekly"): (True, None), ("watch", "poll"): (False, 777.0)}
     assert deployed() == first
+    assert switches() == wanted
+    enabled = {each["name"]: each["enabled"] for each in installation.api("automations/filter")}
+    assert not enabled.pop(off["name"]) and all(enabled.values())
     installation.hush("laptop")
 
 
@@ -205,6 +228,7 @@ def test_a_failed_run_is_told(installation, tmp_path, monkeypatch):
     class Told(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             told.append(self.rfile.read(int(self.headers["content-length"])).decode())
+            assert self.headers["content-type"] == "application/json"
             self.send_response(200)
             self.end_headers()
 
@@ -218,7 +242,8 @@ def test_a_failed_run_is_told(installation, tmp_path, monkeypatch):
     assert run["state_type"] == "FAILED"
     assert "no file matches" in run["state"]["message"]
     until(lambda: told, 60, "the notification")
-    assert f"mine/{name}" in told[0]
-    assert "no file matches" in told[0]
+    said = json.loads(told[0])["text"]
+    assert f"mine/{name}" in said
+    assert run["state"]["message"] in said
     server.shutdown()
     server.server_close()
