@@ -15,8 +15,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+_CASES = {"share": 1.0}
+
+
+def pytest_configure(config):
+    """Where slow tests are left out, a property is tried on a quarter of its cases."""
+    if config.option.markexpr == "not slow":
+        _CASES["share"] = 0.25
+        settings.register_profile("fast", max_examples=examples(100))
+        settings.load_profile("fast")
+
+
+def examples(most):
+    """How many of at most so many cases a property is tried on in this run."""
+    return max(int(most * _CASES["share"]), 2)
+
+
+def pytest_collection_modifyitems(items):
+    """Side by side, commands first: one process serves Prefect, and no long test is the last."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith("tests/flows/"))
 
 
 def topic_table(rows: int, *, topics: int = 24, seed: int = 0) -> pa.Table:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from b3_core import embed, reading
 from b3_core.store import ArtifactStore
 
 BUCKETS = {"s3": "s3_bucket", "gateway": "gateway_bucket"}
@@ -20,6 +21,29 @@ def store(request, tmp_path):
         return ArtifactStore(f"{bucket}/{tmp_path.name}")
     root = str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
     return ArtifactStore(root)
+
+
+@pytest.fixture
+def one_looker(monkeypatch):
+    """Media are decoded in one process: starting more takes longer than a few pictures do."""
+    monkeypatch.setattr(reading, "_LOOKERS", 1)
+
+
+@pytest.fixture(scope="module")
+def one_teacher():
+    """A teacher is loaded once, as a warm worker loads it, and not once a shard."""
+    load, kept = embed._load_teacher, {}
+
+    def once(store, spec, student):
+        if student is not None:
+            return load(store, spec, student)
+        if spec not in kept:
+            kept[spec] = load(store, spec, student)
+        return kept[spec]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, "_load_teacher", once)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Published architectures with random weights: what they embed hangs on the input alone."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": tiny.qwen2_5_vl,
     "internvl": tiny.internvl,
 }
+Teachers = Callable[[str], Teacher]
 DUAL = ("clip", "siglip", "siglip2")
 DECODERS = ("qwen2_vl", "qwen2_5_vl", "internvl")
 
@@ -43,6 +45,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def teacher_of(folder: Path, **settings: object) -> Teacher:
     pooling = "lasttoken" if folder.parts[-1] in DECODERS else None
     return Teacher(TeacherSpec(model=str(folder), pooling=pooling, **settings))
+
+
+@pytest.fixture(scope="module")
+def teachers(folders: dict[str, Path]) -> Teachers:
+    """Loaded once, for who only asks."""
+    return functools.cache(lambda name: teacher_of(folders[name]))
+
+
+def some(names: Iterable[str]) -> list[object]:
+    """All names; in the fast tests one of each family."""
+    slow = ("siglip", "qwen2_vl")
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
 def drawing(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -62,9 +76,9 @@ INPUTS = [
 ]
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_vector_hangs_on_its_input_alone(folders: dict[str, Path], name: str) -> None:
-    model = teacher_of(folders[name])
+@pytest.mark.parametrize("name", some(MAKERS))
+def test_a_vector_hangs_on_its_input_alone(teachers: Teachers, name: str) -> None:
+    model = teachers(name)
     together_ND = model.encode(INPUTS)
     assert np.isfinite(together_ND).all()
     np.testing.assert_allclose(np.linalg.norm(together_ND, axis=1), 1, atol=1e-5)
@@ -77,8 +91,8 @@ def test_a_vector_hangs_on_its_input_alone(folders: dict[str, Path], name: str) 
 
 
 @pytest.mark.parametrize("name", DUAL)
-def test_dual_encoders_average_what_they_read_apart(folders: dict[str, Path], name: str) -> None:
-    model = teacher_of(folders[name])
+def test_dual_encoders_average_what_they_read_apart(teachers: Teachers, name: str) -> None:
+    model = teachers(name)
     both, text, image = model.encode(
         [INPUTS[4], {"text": INPUTS[4]["text"]}, {"image": INPUTS[4]["image"]}]
     )
@@ -87,7 +101,9 @@ def test_dual_encoders_average_what_they_read_apart(folders: dict[str, Path], na
 
 
 @pytest.mark.parametrize("name", ["siglip", "siglip2"])
-def test_siglip_reads_texts_padded_as_it_was_trained(folders: dict[str, Path], name: str) -> None:
+def test_siglip_reads_texts_padded_as_it_was_trained(
+    folders: dict[str, Path], teachers: Teachers, name: str
+) -> None:
     # As its authors' example has it: the places that are left are padding, and there is no mask.
     model = AutoModel.from_pretrained(folders[name])
     tokenizer = AutoProcessor.from_pretrained(folders[name]).tokenizer
@@ -95,7 +111,7 @@ def test_siglip_reads_texts_padded_as_it_was_trained(folders: dict[str, Path], n
     padded = torch.tensor([ids + [tokenizer.pad_token_id] * (24 - len(ids))])
     with torch.no_grad():
         expected = model.get_text_features(padded).pooler_output[0].numpy()
-    found = teacher_of(folders[name]).encode([{"text": "red"}])[0]
+    found = teachers(name).encode([{"text": "red"}])[0]
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
 
 
@@ -104,7 +120,7 @@ def test_siglip_has_texts_of_one_length(folders: dict[str, Path]) -> None:
         teacher_of(folders["siglip"], max_length=4)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", some(DECODERS))
 def test_the_side_of_padding_says_nothing(folders: dict[str, Path], name: str) -> None:
     model = teacher_of(folders[name])
     found = []
@@ -118,9 +134,9 @@ def test_the_side_of_padding_says_nothing(folders: dict[str, Path], name: str) -
     np.testing.assert_allclose(*found, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_decoders_are_pooled_by_their_last_token(folders: dict[str, Path], name: str) -> None:
-    model = teacher_of(folders[name])
+@pytest.mark.parametrize("name", some(DECODERS))
+def test_decoders_are_pooled_by_their_last_token(teachers: Teachers, name: str) -> None:
+    model = teachers(name)
     features = model.model.preprocess([INPUTS[4]])
     with torch.no_grad():
         token_LD = model.model[0](dict(features))["token_embeddings"][0].numpy()
@@ -128,7 +144,7 @@ def test_decoders_are_pooled_by_their_last_token(folders: dict[str, Path], name:
     np.testing.assert_allclose(model.encode([INPUTS[4]])[0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", some(MAKERS))
 def test_adapters_learn_wherever_they_are(folders: dict[str, Path], name: str) -> None:
     model = teacher.load_model(str(folders[name]))
     student.put_in_adapters(model, LoraSpec(r=2, dropout=0.0))
@@ -146,13 +162,11 @@ def test_adapters_learn_wherever_they_are(folders: dict[str, Path], name: str) -
 
 
 @pytest.mark.parametrize("name", ["siglip", "internvl"])
-def test_what_was_set_is_saved_with_a_model(
-    folders: dict[str, Path], name: str, tmp_path: Path
-) -> None:
-    model = teacher_of(folders[name]).model
+def test_what_was_set_is_saved_with_a_model(teachers: Teachers, name: str, tmp_path: Path) -> None:
+    model = teachers(name).model
     model.save_pretrained(str(tmp_path), create_model_card=False)
     again = Teacher(TeacherSpec(model=str(tmp_path)))
-    np.testing.assert_array_equal(again.encode(INPUTS), teacher_of(folders[name]).encode(INPUTS))
+    np.testing.assert_array_equal(again.encode(INPUTS), teachers(name).encode(INPUTS))
     assert again.model[0].processing_kwargs == model[0].processing_kwargs
 
 

@@ -10,6 +10,7 @@ from b3_core.balance import balance, objective
 from b3_core.communities import find_communities
 from b3_core.config import MiningSpec
 from b3_core.graph import CsrGraph
+from tests.conftest import examples
 
 NO_EDGES = np.zeros((0, 3))
 
@@ -91,7 +92,7 @@ def cases(draw):
 
 
 @given(case=cases(), seed=st.integers(0, 100))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_sizes_are_exact_and_figures_are_true_whatever_comes_in(case, seed):
     before_N = case["label_N"].copy()
     made = balance(**case, rng=np.random.default_rng(seed))
@@ -108,7 +109,7 @@ def test_sizes_are_exact_and_figures_are_true_whatever_comes_in(case, seed):
 
 
 @given(case=cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_swaps_never_lose_what_packing_had(case):
     apart = {**case, "group_N": np.arange(len(case["label_N"]), dtype=np.int32)}
 

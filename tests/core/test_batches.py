@@ -11,6 +11,7 @@ from b3_core.communities import Partition
 from b3_core.config import BatchSpec, Phase
 from b3_core.deal import _part_groups
 from b3_core.errors import InputError
+from tests.conftest import examples
 
 
 def partition_of(rows, k, seed=0):
@@ -63,7 +64,7 @@ def cases(draw):
 
 
 @given(case=cases())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_contract_holds_whatever_comes_in(case):
     plan = plan_of(**case)
     sizes = [len(part.label_N) for part in case["partitions"]]
@@ -98,7 +99,7 @@ def test_the_contract_holds_whatever_comes_in(case):
 
 
 @given(case=cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_mined_batches_are_whole_communities_but_one_an_epoch(case):
     """Only the short community may fill up with rows of another one, which is then incomplete."""
     plan = plan_of(**{**case, "random_epochs": 0})
@@ -146,7 +147,7 @@ def across(sizes, *, size, epochs, group_of, seed):
     epochs=st.integers(1, 4),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_batches_across_datasets_hold_every_row_once_an_epoch(sizes, groups, epochs, seed):
     size = min(8, sum(sizes) // 2 * 2) or 2
     rng = np.random.default_rng(seed)
@@ -269,7 +270,7 @@ def meetings(unit_SP, group_UK):
 
 
 @given(seed=st.integers(0, 2**32), groups=st.sampled_from([2, 8, 20, 100]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_exchanges_between_batches_never_make_it_worse(seed, groups):
     rng = np.random.default_rng(seed)
     per = int(rng.integers(1, 5))
@@ -456,7 +457,7 @@ def test_epochs_may_use_other_communities():
     seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)),
     data=st.data(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_contract_holds_for_any_curriculum(rows, seeds, data):
     """Partitions of several k in turn, shares of random rows, phases that end inside an epoch."""
     ks = [2, 3, 6]

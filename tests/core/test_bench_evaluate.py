@@ -49,6 +49,7 @@ def test_what_is_refused():
             bench_evaluate(**{"queries": 5, "corpus": 10, "dim": 4, **wrong})
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(tmp_path):
     query_CD, corpus_CD = clustered_pairs(300, dim=8, seed=0)
     np.save(tmp_path / "query.npy", query_CD[:20])

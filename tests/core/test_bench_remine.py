@@ -5,6 +5,8 @@ from b3_core.bench.remine import changed, compare
 from tests.conftest import topic_table
 from tests.core.test_incremental import Mining
 
+pytestmark = pytest.mark.usefixtures("one_teacher")
+
 
 def tables(rows=900, others=60):
     def renamed(table):
@@ -26,6 +28,7 @@ def test_a_third_each_is_gone_edited_and_new(where):
     assert (max(gone) - min(gone) == 11) == (where == "together")
 
 
+@pytest.mark.slow
 def test_what_is_compared(tmp_path):
     table, others = tables()
     mining = Mining(

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from b3_core import search
 from b3_core.carried import Carried, parted
 from b3_core.neighbours import rank
+from tests.conftest import examples
 
 
 def vectors(rng, rows, width=6):
@@ -54,7 +55,7 @@ def slow_parted(group_O, group_N, before_N):
     width=st.integers(1, 20),
     spare=st.sampled_from([0, 3, 16]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_ranks_carried_over_are_those_of_a_full_run(
     shuffled, seed, rows, gone, fresh, width, spare
 ):

@@ -17,6 +17,8 @@ from b3_core.stage import cost_of
 from tests.conftest import topic_table
 from tests.core.test_incremental import Mining
 
+pytestmark = pytest.mark.usefixtures("one_teacher")
+
 ROWS = 540
 CELLED = {"p": 2, "m": 20, "k": 8, "cell_rows": 135}
 
@@ -29,21 +31,26 @@ def small_lists():
         yield
 
 
-def mined(folder, **changes):
+def mined(folder, like=None, **changes):
+    """Mine in a folder, going on from ``like`` where that was mined with the same settings."""
     folder.mkdir(exist_ok=True)
+    if like is not None:
+        # How many cells are together is in no address: communities are made anew.
+        ignore = shutil.ignore_patterns("*communities", "manifest", "seam")
+        shutil.copytree(like[0].store.root, folder / "store", ignore=ignore)
     mining = Mining(folder, **{"mining": CELLED, **changes})
     plan, made = mining.run(topic_table(ROWS))
     return mining, plan, made
 
 
 @pytest.fixture(scope="module")
-def in_cells(small_lists, tmp_path_factory):
+def in_cells(small_lists, one_teacher, tmp_path_factory):
     """Mined once, for who only looks: (mining, plan, what was made)."""
     return mined(tmp_path_factory.mktemp("cells"))
 
 
 @pytest.fixture(scope="module")
-def in_one_piece(tmp_path_factory):
+def in_one_piece(one_teacher, tmp_path_factory):
     return mined(tmp_path_factory.mktemp("whole"), mining=CELLED | {"cell_rows": None})
 
 
@@ -80,11 +87,12 @@ def test_edges_counted_are_those_of_one_piece(in_cells, in_one_piece):
     ],
 )
 def test_communities_are_exact_and_keep_most_of_what_one_piece_keeps(
-    tmp_path, monkeypatch, settings, together
+    tmp_path, monkeypatch, in_cells, in_one_piece, settings, together
 ):
     monkeypatch.setattr(seams, "TOGETHER", together)
-    mining, plan, _ = mined(tmp_path / "cells", mining=CELLED | settings)
-    whole, one, _ = mined(tmp_path / "whole", mining=CELLED | settings | {"cell_rows": None})
+    mining, plan, _ = mined(tmp_path / "cells", in_cells, mining=CELLED | settings)
+    alone = CELLED | settings | {"cell_rows": None}
+    whole, one, _ = mined(tmp_path / "whole", in_one_piece, mining=alone)
     stage, same = plan.legs[0].communities[0], one.legs[0].communities[0]
     assert isinstance(stage, CelledCommunities)
     Partition.load(mining.store.get(stage.address))  # checks that every size is k, but the last
@@ -94,7 +102,7 @@ def test_communities_are_exact_and_keep_most_of_what_one_piece_keeps(
     assert verify(mining.manifest(plan))["rows"] > 0
 
 
-@pytest.mark.parametrize("together", [2, 32])
+@pytest.mark.parametrize("together", [2, pytest.param(32, marks=pytest.mark.slow)])
 def test_a_size_that_is_no_multiple_leaves_one_short_community(tmp_path, monkeypatch, together):
     monkeypatch.setattr(seams, "TOGETHER", together)
     folder = tmp_path / "odd"
@@ -111,14 +119,14 @@ def test_a_size_that_is_no_multiple_leaves_one_short_community(tmp_path, monkeyp
     assert (size_C[:-1] == 7).all() and size_C[-1] == (len(label_N) - 1) % 7 + 1
 
 
-def test_arms_with_other_k_share_cells(tmp_path):
+def test_arms_with_other_k_share_cells(tmp_path, in_cells):
     changes = {
         "batches": {
             "batch_size": 48,
             "curriculum": [{"epochs": 1, "k": 6}, {"epochs": 1, "k": 8}],
         }
     }
-    mining, plan, _ = mined(tmp_path / "two", **changes)
+    mining, plan, _ = mined(tmp_path / "two", in_cells, **changes)
     (ranks,) = plan.legs[0].ranks
     assert ranks.unit == 24
     sizes = {Partition.load(mining.store.get(each.address)).k for each in plan.legs[0].communities}
@@ -126,10 +134,10 @@ def test_arms_with_other_k_share_cells(tmp_path):
 
 
 @pytest.mark.parametrize(("together", "repulsion"), [(1, 0.0), (2, 0.5)])
-def test_seams_raise_what_is_kept(tmp_path, monkeypatch, together, repulsion):
+def test_seams_raise_what_is_kept(tmp_path, monkeypatch, in_cells, together, repulsion):
     monkeypatch.setattr(seams, "TOGETHER", together)
     settings = {"evenness": 0.0, "repulsion": repulsion}
-    mining, plan, _ = mined(tmp_path / "cells", mining=CELLED | settings)
+    mining, plan, _ = mined(tmp_path / "cells", in_cells, mining=CELLED | settings)
     stage = plan.legs[0].communities[0]
     waves = list(stage.own_waves(mining.store))
     found = [part for wave in waves for part in wave if isinstance(part, Seam)]
@@ -159,7 +167,8 @@ def test_seams_raise_what_is_kept(tmp_path, monkeypatch, together, repulsion):
 def test_rows_of_a_part_are_linked_as_in_the_whole(tmp_path, in_cells, weights):
     mining, plan, _ = in_cells
     if weights == "score":  # in units of the mean of all rows, not of those that are looked at
-        mining, plan, _ = mined(tmp_path / "cells", mining=CELLED | {"weights": weights})
+        weighed = CELLED | {"weights": weights}
+        mining, plan, _ = mined(tmp_path / "cells", in_cells, mining=weighed)
     leg = plan.legs[0]
     ranks = RankTable.load(mining.store.get(leg.ranks[0].address))
     row_R = np.sort(np.random.default_rng(0).choice(graph_rows(leg), 200, replace=False))
@@ -177,8 +186,8 @@ def graph_rows(leg):
     return leg.ranks[0].ref.rows
 
 
-def test_a_part_that_is_there_is_not_made_again_and_changes_nothing(tmp_path):
-    mining, plan, _ = mined(tmp_path / "cells")
+def test_a_part_that_is_there_is_not_made_again_and_changes_nothing(tmp_path, in_cells):
+    mining, plan, _ = mined(tmp_path / "cells", in_cells)
     leg = plan.legs[0]
     parts = [part for wave in leg.ranks[0].waves(mining.store) for part in wave]
     lost = [part for part in parts if isinstance(part, CellRanks)][1]
@@ -196,8 +205,8 @@ def test_a_part_that_is_there_is_not_made_again_and_changes_nothing(tmp_path):
     }
 
 
-def test_a_part_of_finished_ranks_that_is_gone_is_made_for_another_seed(tmp_path):
-    mining, plan, _ = mined(tmp_path / "cells")
+def test_a_part_of_finished_ranks_that_is_gone_is_made_for_another_seed(tmp_path, in_cells):
+    mining, plan, _ = mined(tmp_path / "cells", in_cells)
     leg = plan.legs[0]
     parts = leg.ranks[0].parts(mining.store)
     shutil.rmtree(f"{mining.spec.store.root}/{parts[0].address.path}")
@@ -220,14 +229,14 @@ def test_what_a_stage_took_includes_its_parts(in_cells):
     assert "parts" not in head["datasets"][0]["quality"][0]  # a manifest's bytes carry no time
 
 
-def test_few_lists_lose_a_part_and_say_which(tmp_path):
-    mining, plan, _ = mined(tmp_path / "cells", mining=CELLED | {"cell_lists": 4})
+def test_few_lists_lose_a_part_and_say_which(tmp_path, in_cells):
+    mining, plan, _ = mined(tmp_path / "cells", in_cells, mining=CELLED | {"cell_lists": 4})
     assert 0.3 < mining.store.get(plan.legs[0].ranks[0].address).counts["window_recall"] < 1.0
     assert verify(mining.manifest(plan))["rows"] > 0
 
 
-def test_a_small_dataset_is_mined_in_one_piece(tmp_path):
-    _, plan, _ = mined(tmp_path / "cells", mining=CELLED | {"cell_rows": ROWS})
+def test_a_small_dataset_is_mined_in_one_piece(tmp_path, in_one_piece):
+    _, plan, _ = mined(tmp_path / "cells", in_one_piece, mining=CELLED | {"cell_rows": ROWS})
     assert not isinstance(plan.legs[0].ranks[0], CelledRanks)
     assert type(communities_of(plan.legs[0].ranks[0], plan.legs[0].graphs[0].mining, 0)) is type(
         plan.legs[0].communities[0]

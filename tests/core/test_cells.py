@@ -10,6 +10,7 @@ from b3_core.cells import Cells, find_cells, seams
 from b3_core.edges import count_edges, count_mutual
 from b3_core.graph import link
 from b3_core.neighbours import RankTable, rank
+from tests.conftest import examples
 
 WIDTH = 24
 
@@ -33,7 +34,7 @@ def small_lists(monkeypatch):
     monkeypatch.setattr(cells, "LIST_ROWS", 20)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     rows=st.integers(1, 400), cell=st.integers(1, 120), unit=st.integers(1, 40), seed=st.integers(0)
 )
@@ -169,7 +170,7 @@ def test_exact_ranks_are_exact():
     assert (probing.exact_ranks(sides, at, group_N=group_N, width=299)[:, -1] == -1).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(rows=st.integers(3, 60), seed=st.integers(0), p=st.integers(0, 3), m=st.integers(1, 8))
 def test_counted_edges_are_those_of_the_graph(rows, seed, p, m):
     sides = [side.astype(np.float32) for side in drawn(rows, seed=seed)]

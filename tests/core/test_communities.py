@@ -24,6 +24,7 @@ from b3_core.config import MiningSpec
 from b3_core.errors import InputError
 from b3_core.graph import CsrGraph
 from b3_core.store import ArtifactStore
+from tests.conftest import examples
 
 LEIDEN = ["leiden", "leidenalg"]
 
@@ -60,8 +61,19 @@ def cpm(label_N, graph, resolution):
 TWO_CLIQUES = graph_of(10, [*clique(range(5)), *clique(range(5, 10)), (4, 5, 1.0)])
 
 
-@pytest.mark.parametrize("name", ["leiden", "leidenalg", "metis", "metis-paper", "kaminpar"])
-@pytest.mark.parametrize("seed", range(3))
+def processes(name, often):
+    """METIS is a process a call: of several cases alike the fast tests have one."""
+    return [pytest.mark.slow] if often and name.startswith("metis") else []
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        pytest.param(name, seed, marks=processes(name, seed > 0))
+        for name in ("leiden", "leidenalg", "metis", "metis-paper", "kaminpar")
+        for seed in range(3)
+    ],
+)
 def test_two_cliques_that_touch_are_two_communities(name, seed):
     spec = MiningSpec(k=5, partitioner=name, resolution=0.3)
     label_N = find_communities(TWO_CLIQUES, spec, rng=np.random.default_rng(seed))
@@ -115,8 +127,14 @@ def test_labels_are_compact_and_follow_the_seed(name):
     assert (one != other).any()
 
 
-@pytest.mark.parametrize("name", PARTITIONERS)
-@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        pytest.param(name, rows, marks=processes(name, rows < 9))
+        for name in PARTITIONERS
+        for rows in (1, 3, 9)
+    ],
+)
 def test_rows_without_any_edge_get_labels_too(name, rows):
     graph = CsrGraph.of(coo_array((rows, rows)))
     label_N = find_communities(
@@ -308,7 +326,7 @@ def test_rcm_follows_a_chain_whatever_the_order_of_its_rows():
     groups=st.sampled_from([2, 20, 10_000]),
     repulsion=st.sampled_from([0.0, 1.0]),
 )
-@settings(max_examples=8, deadline=None)  # METIS starts a process each time
+@settings(max_examples=examples(8), deadline=None)  # METIS starts a process each time
 def test_every_partitioner_ends_in_exact_communities(name, seed, rows, k, edges, groups, repulsion):
     """Isolated rows, disconnected graphs and repeated groups among them; 210 cases in all."""
     rng = np.random.default_rng(seed)

@@ -28,7 +28,7 @@ from b3_core.plan import Plan
 from b3_core.stage import Past
 from b3_core.store import ArtifactStore
 from b3_core.teacher import Embeddings
-from tests.conftest import topic_table
+from tests.conftest import examples, topic_table
 
 WIDTHS = Widths(dim=256, ranks=146, window=100, text_bytes=500)
 ALONE = Spread(workers=1, jobs=1, evaluations=1)
@@ -180,7 +180,7 @@ def ranks_of(rows, *, key="k"):
     return Job("ranks", key, "faq", {"once": 1.0, "rows": rows, "square": rows**2}, False)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.lists(st.integers(1000, 10**7), min_size=2, max_size=5, unique=True))
 def test_time_memory_and_disk_grow_with_rows(sizes):
     timing = Timing("ranks", "k", dict(ranks_of(1000.0).work), 1.0, peak_mb=300.0, bytes=10**6)

@@ -23,6 +23,8 @@ from tests import tiny
 from tests.core.test_manifest import mine_datasets
 from tests.media import png
 
+pytestmark = pytest.mark.usefixtures("one_looker")
+
 ROWS = 12
 COLORS = [(20 * n, 240 - 20 * n, 10 * n) for n in range(ROWS)]
 WRONG = [(250 - 20 * n, 9, 9) for n in range(ROWS)]

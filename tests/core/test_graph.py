@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from b3_core.graph import CsrGraph, link, too_hard
 from b3_core.neighbours import RankTable, rank
 from b3_core.store import Address, ArtifactStore
+from tests.conftest import examples
 from tests.core.test_neighbours import alone, circle, random_pairs
 
 
@@ -123,7 +124,7 @@ def test_equals_the_slow_twin(p, m):
     assert (hard.indices.size > 0) == (p > 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 8), st.integers(1, 12))
 def test_any_window_equals_the_slow_twin(rows, groups, p, m):
     ranks = ranks_of(rows, width=p + m, groups=groups, seed=rows)

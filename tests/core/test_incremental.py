@@ -15,6 +15,8 @@ from b3_core.store import ArtifactStore
 from b3_core.teacher import Embeddings
 from tests.conftest import topic_table
 
+pytestmark = pytest.mark.usefixtures("one_teacher")
+
 
 class Mining:
     """A CONFIG whose one file changes."""

@@ -10,6 +10,7 @@ from b3_core import labels
 from b3_core.errors import InputError
 from b3_core.labels import LabelRanks, describe_labels, link_labels, rank_labels
 from b3_core.store import Address, ArtifactStore
+from tests.conftest import examples
 from tests.core.test_neighbours import circle, stored
 
 
@@ -178,7 +179,7 @@ sizes_lists = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(sizes_lists, st.floats(0.01, 1), st.integers(0, 99), st.integers(0, 3))
 def test_with_draws_enough_the_graph_is_the_slow_twin(sizes, share, seed, more):
     ranks = ranks_of(sizes, share=share, seed=seed)
@@ -188,7 +189,7 @@ def test_with_draws_enough_the_graph_is_the_slow_twin(sizes, share, seed, more):
     np.testing.assert_array_equal(dense(graph), expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(sizes_lists, st.floats(0.2, 1), st.integers(0, 99), st.integers(1, 6))
 def test_a_thinned_graph_is_part_of_the_slow_twin(sizes, share, seed, edges):
     ranks = ranks_of(sizes, share=share, seed=seed)
@@ -328,7 +329,7 @@ def test_partners_of_six_rows_by_hand():
     assert figures == pytest.approx({"window": 4 / 5, "mutual": 2 / 5, "same_group": 2 / 5})
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(sizes_lists, st.floats(0.1, 1), st.integers(0, 99), st.integers(1, 6))
 def test_any_partners_equal_the_slow_twin(sizes, share, seed, communities):
     ranks = ranks_of(sizes, share=share, seed=seed)

@@ -42,11 +42,19 @@ class Vectors(Stage):
         Embeddings(*sides.astype(np.float32)).save(draft)
 
 
-@pytest.fixture
-def mined(tmp_path):
-    """A store with every artifact of one small mining, and the manifest's stage."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store with every artifact of one small mining, and the manifest's stage; to look at."""
     phases = (Phase(random_share=1), Phase(epochs=2))
-    return mine(tmp_path, BatchSpec(batch_size=8, curriculum=phases))
+    return mine(tmp_path_factory.mktemp("made"), BatchSpec(batch_size=8, curriculum=phases))
+
+
+@pytest.fixture
+def mined(made, tmp_path):
+    """A copy of it, to spoil."""
+    store, stage = made
+    shutil.copytree(store.root, tmp_path / "store")
+    return ArtifactStore(str(tmp_path / "store")), stage
 
 
 def mine(tmp_path, batching, *tables, seed=0):

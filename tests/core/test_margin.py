@@ -81,7 +81,7 @@ def test_slots_of_two_batches_are_refused():
         PositiveMargin(slots, 0.9, vectors, vectors)([1, 2])
 
 
-@pytest.mark.parametrize("student", ["static", "minilm"])
+@pytest.mark.parametrize("student", ["static", pytest.param("minilm", marks=pytest.mark.slow)])
 def test_the_loss_leaves_them_out(student, tmp_path):
     """A teacher that takes all positives of the first batch for answers leaves nothing to learn."""
     plan = make_plan(PLAN.row_SB[:1], PLAN.dataset_S[:1], [0])

@@ -24,6 +24,8 @@ from b3_core.store import ArtifactStore
 from tests.conftest import use_s3
 from tests.media import clip, png
 
+pytestmark = pytest.mark.usefixtures("one_looker")
+
 COLORS = [(25 * n, 200 - 20 * n, 10 * n) for n in range(10)]
 SPEC = {"name": "pictures", "positive": "text", "query_image": "image"}
 
@@ -353,7 +355,7 @@ def test_a_draft_needs_no_packed_file_where_nothing_is_packed(tmp_path: Path) ->
     assert "media.bin" not in draft.names()
 
 
-@pytest.mark.parametrize("way", [as_paths, as_shards])
+@pytest.mark.parametrize("way", [as_paths, pytest.param(as_shards, marks=pytest.mark.slow)])
 def test_media_in_a_bucket_are_those_of_a_folder(
     tmp_path: Path, s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, way
 ) -> None:

@@ -7,6 +7,7 @@ from b3_core.balance import balance, objective
 from b3_core.communities import community_sizes
 from b3_core.config import MiningSpec
 from b3_core.mend import OPEN_SHARE, mend
+from tests.conftest import examples
 from tests.core.test_communities import graph_of, random_graph
 
 
@@ -29,7 +30,7 @@ def brute_touched(then_O, before_N, label_N):
     k=st.integers(2, 12),
     repulsion=st.sampled_from([0.0, 1.0]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_sizes_are_exact_and_figures_true_whatever_came_and_went(
     seed, rows, gone, fresh, k, repulsion
 ):

@@ -37,7 +37,7 @@ def busy_rand():
     thread.join()
 
 
-@pytest.mark.parametrize("name", ["metis-paper", "metis"])
+@pytest.mark.parametrize("name", ["metis-paper", pytest.param("metis", marks=pytest.mark.slow)])
 def test_parts_are_the_same_whatever_else_this_process_draws(name, busy_rand):
     graph, spec = random_graph(0, rows=2000, edges=20_000), MiningSpec(k=16, partitioner=name)
     one, same = (find_communities(graph, spec, rng=np.random.default_rng(0)) for _ in range(2))

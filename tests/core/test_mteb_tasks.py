@@ -1,5 +1,7 @@
 """mteb's own task classes, offline, from a folder."""
 
+import importlib.util
+
 import pytest
 from datasets import Dataset, Features, Image, Value, Video
 
@@ -7,9 +9,11 @@ from b3_core.errors import InputError
 from b3_core.evaluate.mteb_tasks import local_task, run_task
 from tests.benchmark_folders import TOLD, ColourEncoder, clip, picture
 
-mteb = pytest.importorskip("mteb")
-
-pytestmark = pytest.mark.filterwarnings("ignore:The task .* is currently in beta")
+pytestmark = [
+    pytest.mark.slow,  # mteb imports all of its tasks
+    pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="mteb is not installed"),
+    pytest.mark.filterwarnings("ignore:The task .* is currently in beta"),
+]
 
 README = """---
 configs:

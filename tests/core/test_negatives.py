@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from b3_core.batches import BatchPlan
 from b3_core.negatives import Negatives, draw_negatives
 from b3_core.neighbours import RankTable
+from tests.conftest import examples
 
 
 def table_of(ranked, width):
@@ -102,7 +103,7 @@ SEEDS = st.integers(0, 2**32)
 
 
 @given(seed=SEEDS, h=st.integers(0, 5))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 def test_the_contract_holds_whatever_comes_in(seed, h):
     plan, of = case_of(seed)
     negatives = draw(plan, h=h, seed=seed, **of)
@@ -174,7 +175,7 @@ def test_the_random_cases_hold_what_they_are_there_for():
 
 
 @given(seed=SEEDS, h=st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_fewer_negatives_are_the_first_columns_of_more(seed, h):
     plan, of = case_of(seed)
     fewer, more = draw(plan, h=h, **of).row_SBH, draw(plan, h=h + 1, **of).row_SBH
@@ -374,7 +375,7 @@ def test_check_names_the_first_of_several_faults():
 
 
 @given(seed=SEEDS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_check_refuses_any_row_that_cannot_stand_there(seed):
     """One drawn row exchanged for any row that is no candidate, or whose group is there."""
     plan, of = case_of(seed)

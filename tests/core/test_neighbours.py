@@ -10,6 +10,7 @@ from b3_core import neighbours, search
 from b3_core.errors import InputError
 from b3_core.neighbours import RankTable, rank, window_recall
 from b3_core.store import Address, ArtifactStore
+from tests.conftest import examples
 
 INF = np.inf
 
@@ -208,7 +209,7 @@ def small_datasets(draw):
     return stored(query_ND), stored(positive_ND), group_N
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(small_datasets(), st.integers(1, 35), st.sampled_from([3, 1 << 14]), st.integers(0, 9))
 def test_any_dataset_block_and_slack_equals_brute_force(dataset, width, block, slack):
     query_ND, positive_ND, group_N = dataset
@@ -242,7 +243,7 @@ def test_vectors_of_any_length_are_ranked_exactly(monkeypatch):
     def noisy(query_BD, positive_ND, k, **_):
         exact = query_BD @ positive_ND.T
         off = exact + rng.uniform(-1, 1, exact.shape).astype(np.float32)
-        found = np.argsort(-off, axis=1)[:, :k]
+        found = np.ascontiguousarray(np.argsort(-off, axis=1)[:, :k])  # as faiss gives it
         return np.take_along_axis(off, found, axis=1), found
 
     monkeypatch.setattr(faiss, "knn", noisy)

@@ -17,6 +17,7 @@ from b3_core.errors import InputError
 from b3_core.groups import group_ids
 from b3_core.pairs import SCHEMA, PairTable, Split, edited_rows, rows_before
 from b3_core.reading import read_split
+from tests.conftest import examples
 
 Rows = list[tuple[str, str, object]]
 
@@ -319,7 +320,7 @@ def test_rows_are_found_again(before, now, strict, edited):
 
 
 @given(st.text("abcde", max_size=30), st.text("abcdefg", max_size=30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_no_row_is_found_twice_and_none_that_is_there_is_missed(before, now):
     before_N = rows_before(table_of(*now), table_of(*before))
     found = before_N[before_N >= 0]

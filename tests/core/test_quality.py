@@ -10,6 +10,7 @@ from b3_core.communities import Partition
 from b3_core.config import BatchSpec, Phase
 from b3_core.neighbours import RankTable
 from b3_core.quality import describe, similarity
+from tests.conftest import examples
 
 
 def table_of(neighbour_NM):
@@ -74,7 +75,7 @@ def test_four_rows_by_hand():
 
 
 @given(seed=st.integers(0, 2**32), rows=st.integers(4, 20), k=st.integers(2, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_figures_are_those_of_a_walk_over_all_pairs(seed, rows, k):
     rng = np.random.default_rng(seed)
     p, m = int(rng.integers(0, rows - 1)), int(rng.integers(1, rows))

@@ -30,9 +30,10 @@ NOT_TRAINED_ON = {
 }
 
 
-@pytest.fixture
-def sound(tmp_path, monkeypatch):
-    return Sound(tmp_path, monkeypatch, datasets=2)
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:  # how files are laid out is read by it too
+        yield Sound(tmp_path_factory.mktemp("sound"), patch, datasets=2)
 
 
 @pytest.mark.parametrize("name", ["row_id_of_another_row", "negative_twice", *NOT_TRAINED_ON])

@@ -348,7 +348,9 @@ def test_a_column_that_is_not_asked_for_is_not_fetched(
     assert bucket.proxy.seen["get"] <= 4 < file.stat().st_size / remote.BLOCK
 
 
-@pytest.mark.parametrize("fault", ["503", "short"])  # all: test_faults
+@pytest.mark.parametrize(  # all: test_faults
+    "fault", ["503", pytest.param("short", marks=pytest.mark.slow)]
+)
 def test_a_fault_on_the_way_to_a_dataset_changes_nothing(
     tmp_path: Path, bucket: Bucket, fault: str
 ) -> None:
@@ -372,8 +374,10 @@ def test_a_fault_on_the_way_to_a_dataset_changes_nothing(
     "name",
     [
         "d",
-        "d/**",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("d/*.parquet", "d/*/*.parquet")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("d/**", "d/*.parquet", "d/*/*.parquet")
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
@@ -423,7 +427,14 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     assert "carries credentials" in message and "hunter2" not in message
 
 
-@pytest.mark.parametrize("change", ["other rows", "shorter", "longer", "removed"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "other rows",
+        "removed",
+        *(pytest.param(change, marks=pytest.mark.slow) for change in ("shorter", "longer")),
+    ],
+)
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:

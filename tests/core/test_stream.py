@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -9,22 +10,37 @@ from b3_core import manifest as module
 from b3_core.config import BatchSpec, Phase
 from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.manifest import Layout, Manifest
+from b3_core.store import ArtifactStore
 from b3_core.stream import ManifestReader
 from tests.conftest import topic_table
 from tests.core.test_manifest import mine
 
 
+def make_files_small(patch):
+    patch.setattr(module, "GROUP_SLOTS", 16)
+    patch.setattr(module, "FILE_SLOTS", 48)
+
+
 @pytest.fixture
 def small_files(monkeypatch):
     """Row groups of two batches and files of six, so that a small manifest has several."""
-    monkeypatch.setattr(module, "GROUP_SLOTS", 16)
-    monkeypatch.setattr(module, "FILE_SLOTS", 48)
+    make_files_small(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    phases = (Phase(random_share=1), Phase(epochs=2))
+    with pytest.MonkeyPatch.context() as patch:
+        make_files_small(patch)
+        folder = tmp_path_factory.mktemp("made")
+        return mine(folder, BatchSpec(batch_size=8, curriculum=phases, negatives=2))
 
 
 @pytest.fixture
-def mined(tmp_path, small_files):
-    phases = (Phase(random_share=1), Phase(epochs=2))
-    return mine(tmp_path, BatchSpec(batch_size=8, curriculum=phases, negatives=2))
+def mined(made, tmp_path, small_files):
+    store, stage = made
+    shutil.copytree(store.root, tmp_path / "store")
+    return ArtifactStore(str(tmp_path / "store")), stage
 
 
 def counted(artifact):

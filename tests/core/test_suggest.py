@@ -13,6 +13,7 @@ from b3_core.config_text import config_text, scalar
 from b3_core.errors import InputError
 from b3_core.glance import count_rows, draw_rows, glance
 from b3_core.suggest import answers, find
+from tests.conftest import examples
 
 
 def written(path, **given):
@@ -143,7 +144,7 @@ NAMES = st.text(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(names=st.lists(NAMES, min_size=2, max_size=4, unique=True), seed=st.integers(0, 99))
 def test_any_parquet_of_strings_gives_a_config_that_loads(tmp_path, names, seed):
     rng = np.random.default_rng(seed)
@@ -185,7 +186,7 @@ def test_a_hostile_name_is_read_back_as_it_is(text):
     assert yaml.safe_load(f"a:\n  - b: {scalar(text)}  # c\n") == {"a": [{"b": text}]}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cs",))))
 def test_every_name_is_read_back_as_it_is(text):
     assert yaml.safe_load(f"a:\n  - b: {scalar(text)}  # c\n") == {"a": [{"b": text}]}

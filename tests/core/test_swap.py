@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from b3_core.graph import CsrGraph
 from b3_core.progress import silent
 from b3_core.swap import FEW, PARTS, TOLERANCE, Net, Seats, refine, sweep, worth
+from tests.conftest import examples
 
 
 def symmetric(rng, rows, *, density, values=(1.0, 2.0, 3.0)):
@@ -127,7 +128,7 @@ def cases(draw):
 
 
 @given(case=cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_kernel_swaps_exactly_as_its_slow_twin(case):
     fast, slow = case.seats, case.seats
     communities = len(fast.member)
@@ -141,7 +142,7 @@ def test_the_kernel_swaps_exactly_as_its_slow_twin(case):
 
 
 @given(case=cases())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_gains_add_up_to_the_difference_of_the_objective(case):
     seats = case.seats
     communities = len(seats.member)
@@ -193,7 +194,7 @@ def test_one_swap_worked_by_hand():
 
 
 @given(case=cases())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_refining_ends_where_no_option_gains_or_rounds_are_out(case):
     start_N = case.label_N.copy()
     refined_N = refine(

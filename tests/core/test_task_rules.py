@@ -87,6 +87,7 @@ def test_both_corpora_are_of_their_task() -> None:
     assert corpus.KINDS["tables"].task == "vqa"
 
 
+@pytest.mark.slow
 def test_leiden_finds_near_labels_in_a_thinned_graph(tmp_path: Path) -> None:
     """By the resolution of graphs of ranks it finds single rows, and swaps end far below."""
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ from b3_core.errors import InputError
 from b3_core.evaluate import tiles
 from b3_core.evaluate.captions import rank_metrics
 from b3_core.evaluate.tiles import Parts, ranks_in_lists, ranks_of_best
+from tests.conftest import examples
 
 
 def parts(lists) -> Parts:
@@ -45,7 +46,7 @@ def slow_list(query_QD, corpus_CD, lists) -> list[int]:
     return ranks
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(st.integers(0, 10_000), st.sampled_from([5, 17, 60, 1000]), st.booleans())
 def test_slow_twins(seed, block, whole):
     rng = np.random.default_rng(seed)
@@ -173,8 +174,8 @@ def caption_vectors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return text_CD, medium_FD, owner_C
 
 
-@pytest.mark.parametrize("direction", ["t2i", "i2t"])
-def test_metrics_equal_those_of_other_evaluators(direction):
+def ranked(direction):
+    """Vectors, each query's own entries, and our figures of them."""
     text_CD, medium_FD, owner_C = caption_vectors()
     lists = [np.flatnonzero(owner_C == medium) for medium in range(40)]
     query_QD, corpus_CD, own = (
@@ -184,7 +185,12 @@ def test_metrics_equal_those_of_other_evaluators(direction):
     )
     ours = rank_metrics(ranks_of_best(query_QD, corpus_CD, parts(own)))
     assert 0.2 < ours["hit@1"] < 0.95
+    return query_QD, corpus_CD, own, ours
 
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_metrics_equal_those_of_sentence_transformers(direction):
+    query_QD, corpus_CD, own, ours = ranked(direction)
     evaluator = InformationRetrievalEvaluator(
         queries={f"q{at:03}": str(at) for at in range(len(query_QD))},
         corpus={f"c{at:03}": str(at) for at in range(len(corpus_CD))},
@@ -201,6 +207,11 @@ def test_metrics_equal_those_of_other_evaluators(direction):
         assert ours[f"hit@{k}"] == pytest.approx(theirs["accuracy@k"][k], abs=1e-6)
     assert ours["mrr"] == pytest.approx(theirs["mrr@k"][len(corpus_CD)], abs=1e-6)
 
+
+@pytest.mark.slow  # mteb imports all of its tasks
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_metrics_equal_those_of_mteb(direction):
+    query_QD, corpus_CD, own, ours = ranked(direction)
     metrics = pytest.importorskip("mteb._evaluators.retrieval_metrics")
     score_QC = (query_QD @ corpus_CD.T).astype(float)
     found = metrics.calculate_retrieval_scores(

@@ -163,15 +163,15 @@ def test_what_a_model_draws_while_it_is_built_follows_from_the_seed():
     assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
 
 
-def test_it_neither_prints_nor_connects(tmp_path, capfd, monkeypatch):
+@pytest.mark.parametrize("student", ["static", pytest.param("minilm", marks=pytest.mark.slow)])
+def test_it_neither_prints_nor_connects(tmp_path, capfd, monkeypatch, student):
     def connect(*address):
         raise AssertionError(f"connects to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", connect)
-    for student in ("static", "minilm"):
-        spec = TrainSpec(student=student, dim=16)
-        train.train_student(PAIRS, make_plan([[0, 1]], [0], [0]), spec, seed=5, output=tmp_path)
+    spec = TrainSpec(student=student, dim=16)
+    train.train_student(PAIRS, make_plan([[0, 1]], [0], [0]), spec, seed=5, output=tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -203,7 +203,11 @@ def plan_texts(plan) -> list[tuple[list[str], list[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("student", "batches"), [("static", slice(0, 13)), ("minilm", slice(6, 9))]
+    ("student", "batches"),
+    [
+        ("static", slice(0, 13)),
+        pytest.param("minilm", slice(6, 9), marks=pytest.mark.slow),
+    ],
 )
 def test_the_trainer_sees_the_plans_rows_in_the_plans_order(
     student, batches, tmp_path, monkeypatch

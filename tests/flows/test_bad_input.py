@@ -43,7 +43,9 @@ def test_a_missing_column(command, tmp_path, write_config, dataset):
     refused(command, tmp_path, config, "qeustion", "question, answer", "did you mean 'question'")
 
 
-@pytest.mark.parametrize("value", [None, "", "  \n"])
+@pytest.mark.parametrize(
+    "value", [None, *(pytest.param(blank, marks=pytest.mark.slow) for blank in ("", "  \n"))]
+)
 def test_null_or_empty_text(command, tmp_path, write_config, value):
     table = topic_table(100).to_pydict()
     table["answer"][41] = value
@@ -131,7 +133,11 @@ def test_an_error_out_of_ray_says_what_went_wrong_there(capfd):
     ("kind", "fault", "nth", "said"),
     [
         ("put", "403", 4, "refused to write URI: planned AccessDenied; expected permission to w"),
-        ("put", "404", 4, "refused to write URI: planned NoSuchBucket; expected its bucket to be"),
+        pytest.param(
+            *("put", "404", 4),
+            "refused to write URI: planned NoSuchBucket; expected its bucket to be",
+            marks=pytest.mark.slow,
+        ),
         ("get", "403", 12, "refused to read URI: planned AccessDenied; expected permission to r"),
     ],
 )

@@ -72,7 +72,9 @@ def test_every_verb_has_an_example_of_itself_that_parses(verb, inner, found):
     found.make_context("b3", words[2 if inner else 1 :])
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    "shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zsh", "fish"))]
+)
 def test_completion_can_be_shown(b3, shell):
     said = b3("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1").stdout
     assert "_B3_COMPLETE=" in said and "b3" in said.replace("_B3_", "")
