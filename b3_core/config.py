@@ -245,9 +245,10 @@ class MiningSpec(Spec):
     cell_rows: int | None = Field(
         None,
         ge=1,
-        description="A dataset with more rows than this is mined in cells of so many rows that are "
-        "close together, each by itself, on any number of machines; in one piece if absent. In "
-        "cells a few ranks are missed, and the share that was found is recorded.",
+        description="A dataset with more rows than this is cut into cells of so many rows that are "
+        "close together, each ranked by itself, and up to 32 of them linked and partitioned "
+        "together, on any number of machines; in one piece if absent. In cells a few ranks are "
+        "missed, and the share that was found is recorded.",
     )
     # Of 300,000 drawn rows windows are found to .940 with 128 lists of 512 rows, .963 with 256 of
     # 256, .979 with 256 of 512 or 384 of 256: small lists, and many, find most of what is read.
