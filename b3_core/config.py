@@ -70,6 +70,11 @@ class MediaSpec(Spec):
     )
     max_pixels: int = Field(50_000_000, ge=1, description="Of an image, or of a video's frame.")
     max_seconds: float = Field(3600, gt=0, description="Of a video.")
+    frames: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="How many frames of each video are decoded when it is looked at. Those that "
+        "teacher and student are shown are added.",
+    )
 
 
 #: Columns of MMEB-train's parquet files (arXiv 2410.05160).
@@ -548,6 +553,13 @@ class EvalSpec(Spec):
         lt=1,
         description="Share of groups held out of a dataset that names no eval_uri.",
     )
+    kept_back: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="Share of groups of such a dataset that are neither trained on nor held out: "
+        "`b3 tune` keeps back what a run holds out, and judges by the groups after them.",
+    )
     max_queries: int = Field(4000, ge=1, description="Held-out queries at most, per dataset.")
     reverse: bool = Field(
         False,
@@ -573,7 +585,7 @@ class EvalSpec(Spec):
     @property
     def settings(self) -> dict[str, Any]:
         """What an evaluation is known by; choices that came later are left out at their default."""
-        later = set() if self.reverse else {"reverse"}
+        later = {name for name in ("reverse", "kept_back") if not getattr(self, name)}
         return self.model_dump(exclude={"benchmarks", *later})
 
 
@@ -668,7 +680,7 @@ class PipelineSpec(Spec):
         min_length=1,
         description="What is trained side by side: names, or arms of one's own.",
     )
-    seeds: tuple[int, ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...] = Field(
         (0,), min_length=1, description="Each sets partition, batch order and initial weights."
     )
     incremental: bool = Field(
@@ -683,6 +695,18 @@ class PipelineSpec(Spec):
     @classmethod
     def _teacher_by_name(cls, value: object) -> object:
         return {"model": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _look_at_what_is_shown(self) -> Self:
+        shown = {self.teacher.frames, self.train.frames}
+        datasets = []
+        for dataset in self.datasets:
+            frames = tuple(sorted(shown.union(dataset.media.frames)))
+            media = dataset.media.model_copy(update={"frames": frames})
+            filmed = any("video" in kinds for kinds in dataset.media_columns.values())
+            datasets.append(dataset.model_copy(update={"media": media}) if filmed else dataset)
+        object.__setattr__(self, "datasets", tuple(datasets))  # frozen, but not made yet
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

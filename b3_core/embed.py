@@ -62,12 +62,16 @@ class Pairs(Stage):
         if self.spec.media_columns:  # what was read before there were any stays
             columns |= {
                 "media": self.spec.media_columns,
-                "limits": self.spec.media.model_dump(exclude={"root"}),
+                "limits": self.spec.media.model_dump(exclude={"root", "frames"}),
                 "layout": self.spec.layout,
             }
+            if self.spec.media.frames not in ((), reading.FRAMES):
+                columns["frames"] = list(self.spec.media.frames)
         elif self.spec.layout != "columns":
             columns["layout"] = self.spec.layout
         held_out = self.evaluate.model_dump(include={"holdout", "max_queries"})
+        if self.evaluate.kept_back:
+            held_out["kept_back"] = self.evaluate.kept_back
         return {**columns, **held_out, "own_eval": self.spec.eval_uri is not None}
 
     @property

@@ -28,7 +28,7 @@ from b3_core.copies import cache_folder, hold
 from b3_core.errors import CorruptArtifactError, InputError, reason
 from b3_core.inputs import ALL, MEDIUM, NO_MEDIUM, PACKED, Seeing, Shelf, Shelves
 from b3_core.manifest import Manifest
-from b3_core.pairs import GIVEN_MEDIA, MEDIA, SCHEMA, RowGroups, open_rows
+from b3_core.pairs import GIVEN_MEDIA, MEDIA, SCHEMA, RowGroups, limits_read, open_rows
 from b3_core.sampler import PlanSampler, TrainerSampler
 from b3_core.slots import Slots, slot_dataset
 from b3_core.store import ArtifactStore, open_artifact
@@ -333,7 +333,7 @@ def _shelves(
         if packed is not None:
             hold(packed)
         root = media.get(each.address.dataset)
-        shelf_T.append(Shelf(root, packed) if has_media else None)
+        shelf_T.append(Shelf(root, packed, limits_read(each)) if has_media else None)
     return Shelves(shelf_T, lengths, seeing) if any(shelf_T) else None
 
 

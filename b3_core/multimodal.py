@@ -130,9 +130,13 @@ def _mean_by_row(
     rows: int,
 ) -> Vectors:
     """Return the unit mean of each row's parts, and zero for a row that has none."""
-    vector_PD = forward([part for part, _ in parts])
-    vector_PD = vector_PD / np.linalg.norm(vector_PD, axis=1, keepdims=True)
+    vector_PD = _of_length_one(forward([part for part, _ in parts]))
     sum_ND = np.zeros((rows, vector_PD.shape[1]), np.float32)
     np.add.at(sum_ND, [row for _, row in parts], vector_PD)
-    norm_N1 = np.linalg.norm(sum_ND, axis=1, keepdims=True)
-    return np.asarray(sum_ND / np.where(norm_N1 == 0, 1, norm_N1), np.float32)
+    return _of_length_one(sum_ND)
+
+
+def _of_length_one(vector_ND: Vectors) -> Vectors:
+    """Return unit vectors; zero stays zero."""
+    norm_N1 = np.linalg.norm(vector_ND, axis=1, keepdims=True)
+    return np.asarray(vector_ND / np.where(norm_N1 == 0, 1, norm_N1), np.float32)

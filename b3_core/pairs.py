@@ -217,6 +217,12 @@ def limits_of(dataset: DatasetSpec) -> MediaLimits:
     return MediaLimits(media.max_bytes, media.max_pixels, media.max_seconds)
 
 
+def limits_read(artifact: Artifact) -> MediaLimits:
+    """Return what was refused when the rows of an artifact were read."""
+    known = artifact.record["settings"].get("limits", {})
+    return MediaLimits(**{key: known[key] for key in MediaLimits.__annotations__ if key in known})
+
+
 def open_rows(file: Path) -> pq.ParquetFile:
     """Open a file that :meth:`PairTable.save` wrote, to read it part by part.
 

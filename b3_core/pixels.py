@@ -349,7 +349,9 @@ def _decoded(
                 if budget < 0:
                     raise MediaError("has key frames so far apart that it takes too long to decode")
                 latest = frame
-                while wanted and frame.pts is not None and frame.pts >= wanted[-1][0]:
+                # H.264 in AVI has no times but those of decoding.
+                at = frame.dts if frame.pts is None else frame.pts
+                while wanted and at is not None and at >= wanted[-1][0]:
                     found[wanted.pop()[0]] = _picture(frame, side)
             decoding = decoding and bool(wanted) and place >= wanted[-1][1]
             place += bool(packet.size)

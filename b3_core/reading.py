@@ -41,6 +41,8 @@ from b3_core.source import media_listing, read_rows
 
 #: Before the text of a query or positive, in MMEB's files, where its image stands.
 MMEB_MARK = "<|image_1|>"
+#: Of a video, that are looked at where nobody said how many a model will be shown.
+FRAMES = (8,)
 _LOOKERS = 4  # processes that decode media at most
 _UNSEEN = Look("", "")  # of a side without a medium
 
@@ -70,8 +72,9 @@ def read_split(
 
     Held-out rows come from ``dataset.eval_uri`` if there is one. Otherwise a share
     ``evaluate.holdout`` of the groups is held out: whole groups in the order of a hash of their
-    rows, as many as fit in ``evaluate.max_queries`` rows, one at least. More rows than that are
-    cut, in the order of their hashes; those cut are in neither table.
+    rows, after the share ``evaluate.kept_back`` that comes first and is in neither table, as many
+    as fit in ``evaluate.max_queries`` rows, one at least. More rows than that are cut, in the order
+    of their hashes; those cut are in neither table.
 
     Parameters
     ----------
@@ -201,11 +204,23 @@ class _Reader:
             (self._dataset.media_root, outside, outside),
             (str(self._packed.parent), inside, [(k, PACKED, *at) for k, _, *at in inside]),
         ):
-            if part:
-                looks = look_at(
-                    root, named, limits=limits, workers=lookers, progress=self._progress
-                )
-                found |= dict(zip(part, looks, strict=True))
+            for frames in self._dataset.media.frames or FRAMES:
+                # A picture is looked at once, and so is what was found bad.
+                todo = [
+                    (place, each)
+                    for place, each in zip(part, named, strict=True)
+                    if place not in found or (each[0] == "video" and not found[place].fault)
+                ]
+                if todo:
+                    looks = look_at(
+                        root,
+                        [each for _, each in todo],
+                        limits=limits,
+                        workers=lookers,
+                        frames=frames,
+                        progress=self._progress,
+                    )
+                    found |= dict(zip((place for place, _ in todo), looks, strict=True))
         return [found[place] for place in places]
 
     def _without(self, table: pa.Table, bad: list[dict[str, Any]], uri: str) -> pa.Table:
@@ -287,11 +302,21 @@ def _hold_out(rows: pa.Table, uri: str, evaluate: EvalSpec) -> tuple[pa.Table, p
     # A sum does not depend on the order of rows, and a large group is as likely as a small one.
     hash_G = np.zeros(len(size_G), np.uint64)
     np.add.at(hash_G, group_N, _hashes(rows))
-    share = min(max(1, round(evaluate.holdout * len(size_G))), len(size_G) - 2)
-    chosen = np.argsort(hash_G, kind="stable")[:share]
+    order_G = np.argsort(hash_G, kind="stable")
+    back = 0
+    if evaluate.kept_back:
+        back = min(_share(evaluate.kept_back, len(size_G)), len(size_G) - 3)
+    chosen = order_G[back:][: _share(evaluate.holdout, len(size_G) - back)]
     fitting = np.searchsorted(np.cumsum(size_G[chosen]), evaluate.max_queries, side="right")
     held_N = np.isin(group_N, chosen[: max(1, fitting)])
-    return rows.filter(pa.array(~held_N)), _cap(rows.filter(pa.array(held_N)), evaluate.max_queries)
+    train_N = ~(held_N | np.isin(group_N, order_G[:back]))
+    held = _cap(rows.filter(pa.array(held_N)), evaluate.max_queries)
+    return rows.filter(pa.array(train_N)), held
+
+
+def _share(share: float, groups: int) -> int:
+    """Return how many of some groups a share is: one at least, and all but two at most."""
+    return min(max(1, round(share * groups)), max(1, groups - 2))
 
 
 def _cap(rows: pa.Table, limit: int) -> pa.Table:

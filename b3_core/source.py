@@ -118,7 +118,11 @@ def media_listing(uri: str, columns: Sequence[str], root: str) -> str:
 
 def _path_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
     found = [name for name in dict.fromkeys(columns) if schema.names.count(name) == 1]
-    return [name for name in found if _is_text(schema.field(name).type)]
+    return [name for name in found if _is_text(_value_type(schema.field(name).type))]
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _looks(root: str, paths: Sequence[str]) -> Iterator[tuple[str, object]]:

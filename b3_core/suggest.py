@@ -108,7 +108,13 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
                 remedy=f"correct --{role.replace('_', '-')}",
             )
     if set(names) >= _MMEB_TEXTS and _MMEB_IMAGES & set(names) and not set(given) - {"task"}:
-        return Found(seen.rows, {}, layout="mmeb", task=given.get("task", "retrieval"))
+        return Found(
+            seen.rows,
+            {},
+            layout="mmeb",
+            task=given.get("task", "retrieval"),
+            notes=(_NEEDS_A_MODEL,),
+        )
     texts, media = _text_columns(seen), _media_columns(seen)
     for role in ("query", "positive", "negative"):
         if role in given and given[role] not in texts:
@@ -146,6 +152,11 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
         notes=_notes(seen, ordered, task),
     )
 
+
+_NEEDS_A_MODEL = (
+    "no packaged model reads a text beside an image: set teacher.model and train.student to the "
+    "folder of a vision-language model"
+)
 
 _ORDER = (
     *("query", "query_image", "query_video", "positive", "positive_image", "positive_video"),
@@ -385,4 +396,6 @@ def _notes(seen: Glance, columns: Mapping[str, str], task: str) -> tuple[str, ..
                 f"{repeated:.0%} of the rows looked at repeat a positive: they form groups, and "
                 "are no negatives of one another"
             )
+    if any(role in columns and f"{role}_image" in columns for role in ("query", "positive")):
+        notes.append(_NEEDS_A_MODEL)
     return tuple(notes)

@@ -337,9 +337,8 @@ def _text_alone(item: ModelInput, model: str) -> str:
 
 def _unit(vectors_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    # A text without a known token has a zero vector; NaN lets the check name its row.
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(vectors_ND / norm_N1, dtype=np.float32)
+    # A text without a known token has a zero vector, and keeps it: it is like nothing.
+    return np.asarray(vectors_ND / np.where(norm_N1 == 0, 1, norm_N1), dtype=np.float32)
 
 
 def _model_files(folder: Path) -> list[Path]:

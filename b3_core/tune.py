@@ -37,12 +37,16 @@ SPACE: dict[str, tuple[Any, ...]] = {
 def trials_of(spec: PipelineSpec, *, held_in: bool) -> PipelineSpec:
     """Return CONFIG as candidates are tried with it: for their MRR, and for nothing else.
 
-    ``held_in``: they are judged on rows of the training files, whatever ``eval_uri`` names.
+    ``held_in``: they are judged on rows of the training files, whatever ``eval_uri`` names. What
+    CONFIG itself holds out of such files is kept back: it is for the report.
     """
     datasets = spec.datasets
     if held_in:
         datasets = tuple(each.model_copy(update={"eval_uri": None}) for each in datasets)
-    judged = spec.evaluate.model_copy(update={"benchmarks": ()})
+    changed: dict[str, Any] = {"benchmarks": ()}
+    if any(each.eval_uri is None for each in spec.datasets):
+        changed["kept_back"] = spec.evaluate.holdout
+    judged = spec.evaluate.model_copy(update=changed)
     return spec.model_copy(update={"datasets": datasets, "evaluate": judged, "promote": None})
 
 

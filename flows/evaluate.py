@@ -4,6 +4,7 @@ from prefect import flow
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from b3_core import ahead
 from b3_core.artifacts import Address
 from b3_core.benchmarks import read_table
 from b3_core.config import PipelineSpec
@@ -28,6 +29,7 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
 
     What is not trained yet is trained first.
     """
+    ahead.check_benchmarks(spec)
     store = ArtifactStore(spec.store.root)
     with session(spec.compute) as ray:
         plan = plan_of(spec, store)

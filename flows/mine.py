@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from b3_core import ahead
 from b3_core.config import PipelineSpec
 from b3_core.embed import Vectors
 from b3_core.plan import Plan
@@ -31,6 +32,7 @@ def mine(spec: PipelineSpec) -> outcome.Outcome:
     Where a curriculum has a phase with `refresh`, this is the mining before it: those after it
     need the students so far, and `train` asks for them.
     """
+    ahead.check_teacher(spec)
     store = ArtifactStore(spec.store.root)
     store.check_writable(single_writer=spec.store.single_writer)
     plan = plan_of(spec, store)

@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from b3_core import ahead
 from b3_core.config import PipelineSpec
 from b3_core.ray_session import session
 from flows.evaluate import evaluate
@@ -20,6 +21,8 @@ def pipeline(spec: PipelineSpec) -> Outcome:
         ``arms`` and ``differences`` as ``evaluate`` returns them, and the URIs of ``manifests``
         and ``students``.
     """
+    ahead.check_student(spec)
+    ahead.check_benchmarks(spec)
     with session(spec.compute):  # the three subflows share one Ray
         mined = mine(spec)
         trained = train(spec)

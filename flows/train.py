@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from b3_core import ahead
 from b3_core.config import PipelineSpec
 from b3_core.ray_session import session
 from b3_core.stage import missing
@@ -21,6 +22,7 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
     each trains on one thread; those of each leg, where a curriculum is mined anew on the way. Each
     manifest is verified before anything is trained on it.
     """
+    ahead.check_student(spec)
     store = ArtifactStore(spec.store.root)
     plan = plan_of(spec, store)
     with session(spec.compute) as ray:

@@ -127,8 +127,11 @@ def _mined(
     stages: Iterable[Graph | Communities] = (*leg.graphs, *leg.communities)
     for stage in stages:
         kind = "graph" if isinstance(stage, Graph) else "communities"
-        made = _of_rows(kind, stage, totals[stage.dataset].train, done=_done(stage, store))
-        yield made if stage.ref.spec.task == "classification" else replace(made, held=held)
+        rows = totals[stage.dataset].train
+        celled = cell_rows is not None and rows > cell_rows
+        made = _of_rows(kind, stage, rows, done=_done(stage, store))
+        in_cells = celled and stage.ref.spec.task != "classification"
+        yield replace(made, held=held) if in_cells else made
 
 
 def _ranks(stage: Ranking, rows: int, among: int, *, done: bool) -> Job:

@@ -83,7 +83,9 @@ def draw(spec: PipelineSpec, folder: Path, *, rows: int) -> Sample:
             if (column := getattr(dataset, role)) is not None
         }
         media = {name for kinds in dataset.media_columns.values() for name in kinds.values()}
-        most = min(rows, _MEDIA_ROWS) if media else rows
+        # Pictures take long to look at, but what is drawn must be more than a batch.
+        batch = max(spec.arm(name)[1].batch_size for name in spec.arm_names)
+        most = min(rows, max(_MEDIA_ROWS, 6 * batch)) if media else rows
         columns = sorted(texts | media)
         update: dict[str, object] = {
             "media": dataset.media.model_copy(update={"root": dataset.media_root, "bad": "skip"})

@@ -15,6 +15,7 @@ from b3_core.artifacts import Artifact
 from b3_core.errors import B3Error, reason
 from b3_core.inputs import PACKED, Shelf
 from b3_core.manifest import Manifest
+from b3_core.pairs import limits_read
 from b3_core.report import others
 from b3_core.report.advice import advise
 from b3_core.report.meetings import LabelSight, Looked, RankSight, Sight, by_epoch, figures, meet
@@ -257,7 +258,8 @@ class Dataset:
             packed = up.pairs.path(PACKED) if PACKED in up.pairs.files else None
         except B3Error as error:
             up.lack("packed media", "no thumbnails are shown", error)
-        album = Album(Shelf(root, packed) if packed or root else None)
+        shelf = Shelf(root, packed, limits_read(up.pairs)) if packed or root else None
+        album = Album(shelf)
         if album.shelf is None and any("query_medium" in row for row in texts.shown.values()):
             up.gone.append(
                 f"{up.name}: images and videos lie outside the store: no thumbnails are shown; "

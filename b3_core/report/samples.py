@@ -85,7 +85,7 @@ def choose(plan: BatchPlan, dataset: int, *, many: int, rng: np.random.Generator
     mined_S = (plan.community_SB[mine_S] >= 0).any(axis=1)
     found: list[int] = []
     for candidates, wanted in (
-        (mine_S[~mined_S], 1 if mined_S.any() else many),
+        (mine_S[~mined_S], min(1, many - 1) if mined_S.any() else many),
         (mine_S[mined_S], many),
     ):
         take = min(wanted, many - len(found), len(candidates))

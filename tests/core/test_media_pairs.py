@@ -5,6 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -162,6 +163,30 @@ def test_videos_give_as_many_frames_as_are_asked_for(tmp_path: Path) -> None:
     seeing = Seeing(image_side=16, frames=3)
     for item in split.train.inputs("query", shelf, seeing=seeing)[:]:
         assert [frame.size for frame in item["image"]] == [(16, 16)] * 3
+
+
+def test_a_video_is_looked_at_in_as_many_frames_as_models_are_shown(tmp_path: Path) -> None:
+    """Frame 4 of 48 is one of 16 at equal distances, and none of 8."""
+    whole = clip(48, format="matroska", codec="mjpeg")
+    with av.open(io.BytesIO(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        start = whole.index(bytes(packets[4]))
+        broken = whole[: start + 2] + bytes(packets[4].size - 2) + whole[start + packets[4].size :]
+    for name, content in (("whole", whole), ("broken", broken), ("other", clip(20))):
+        (tmp_path / f"{name}.mkv").write_bytes(content)
+    table = pa.table({"clip": ["whole.mkv", "broken.mkv", "other.mkv"], "text": texts()[:3]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    rows = {"name": "clips", "uri": "rows.parquet", "query_video": "clip", "positive": "text"}
+    skipped = {}
+    for frames in (8, 16):
+        config = {"datasets": [rows | {"media": {"bad": "skip"}}], "train": {"frames": frames}}
+        (spec,) = parse_config(config, base=tmp_path).datasets
+        split = read_split(
+            spec.model_copy(update={"eval_uri": spec.uri}), EvalSpec(), packed=tmp_path / "m.bin"
+        )
+        skipped[frames] = split.skipped and set(split.skipped["file"].to_pylist())
+        assert spec.media.frames == tuple(sorted({8, frames}))
+    assert skipped == {8: None, 16: {"broken.mkv"}}
 
 
 def test_mmeb_layout(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ CUTS = [
     ("webm", {"g": "9"}),
     ("matroska", {"g": "7"}),
     ("avi", {"g": "6"}),
+    ("avi", {"codec": "libx264", "g": "6", "bf": "0"}),  # its frames have no times to be shown at
     ("mpegts", {"g": "10", "bf": "2"}),
     ("flv", {"g": "8", "bf": "2"}),
     ("gif", {}),

@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from b3_core.config import (
@@ -9,7 +10,10 @@ from b3_core.config import (
     PipelineSpec,
     PromoteSpec,
 )
+from b3_core.embed import Pairs
+from b3_core.reading import read_split
 from b3_core.tune import DEFAULT, SPACE, candidates, chosen, rounds, survivors, trials_of
+from tests.conftest import topic_table
 
 SPEC = PipelineSpec(datasets=(DatasetSpec(name="d", uri="/x", query="q", positive="p"),))
 
@@ -82,6 +86,25 @@ def test_a_trial_promotes_nobody_and_runs_no_benchmark():
     assert tried.datasets[0].eval_uri is None
     assert tried.evaluate.settings == asked.evaluate.settings  # trials are found again
     assert trials_of(asked, held_in=False).datasets == asked.datasets
+
+
+@pytest.mark.parametrize("held_in", [True, False])
+def test_what_a_run_reports_on_is_not_chosen_by(held_in, tmp_path):
+    pq.write_table(topic_table(400), tmp_path / "rows.parquet")
+    dataset = SPEC.datasets[0].model_copy(
+        update={"uri": str(tmp_path / "rows.parquet"), "query": "question", "positive": "answer"}
+    )
+    asked = SPEC.model_copy(update={"datasets": (dataset,)})
+    tried = trials_of(asked, held_in=held_in)
+    run, trial = (read_split(spec.datasets[0], spec.evaluate) for spec in (asked, tried))
+
+    def rows(table):
+        return set(table.table["row_id"].to_pylist())
+
+    assert len(trial.heldout) > 10
+    assert not rows(run.heldout) & (rows(trial.heldout) | rows(trial.train))
+    assert rows(trial.heldout) < rows(run.train)
+    assert Pairs.of(dataset, asked.evaluate).address != Pairs.of(dataset, tried.evaluate).address
 
 
 def test_the_chosen_config_is_one():
