@@ -117,7 +117,8 @@ class RaySession:
         share = self.compute.gpus_per_worker
         if not share:
             return int(cpus)
-        return int(min(cpus, gpus // share if share >= 1 else int(gpus) * (1 // share)))
+        most = gpus // share if share >= 1 else int(gpus) * math.floor(1 / share + 1e-9)
+        return int(min(cpus, most))
 
     def side_by_side(self, jobs: int) -> int:
         """Return how many trainings of one thread each run at once here; 1 on a GPU or cluster."""

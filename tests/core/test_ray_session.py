@@ -12,6 +12,7 @@ from b3_core.ray_session import ActorPool, RaySession
         (0, 3, 0, 3),
         (1, 2, 8, 2),  # each takes a core besides
         (0.25, 64, 2, 8),
+        (0.1, 64, 1, 10),
         (0.6, 64, 2, 2),  # a share is of one GPU: what is left of two is no third
         (2, 64, 5, 2),
         (1, 64, 0, 0),
