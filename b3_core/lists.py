@@ -29,6 +29,7 @@ _SAMPLE = 64  # rows a list that k-means looks at
 _GROUP_SAMPLE = 1024  # and rows a group
 _AROUND = 16  # groups whose lists a row is compared with, its own among them; .972 with 8
 _BLOCK = 1 << 15  # rows looked at together
+_PLACERS = 8  # blocks looked at side by side, at most: each takes memory
 _SEED = 1
 
 Vectors = npt.NDArray[np.float32]
@@ -57,45 +58,61 @@ def find_lists(
     centre_LD, list_N
         Unit centres, and the list of every row. A list may be empty.
     """
-    rng = np.random.default_rng(_SEED)
-    sample = np.sort(rng.choice(rows, min(rows, lists * _SAMPLE), replace=False))
     if lists <= ONE_LEVEL:
+        sample = _sampled(rows, lists * _SAMPLE)
         centre_LD = _train(read(sample), lists, _SAMPLE)
-        centre_GD, start_G = centre_LD[:1], np.array([0, len(centre_LD)])
+        groups = centre_LD[:1], [np.arange(len(centre_LD))]
     else:
-        few = np.sort(rng.choice(sample, round(lists**0.5) * _GROUP_SAMPLE, replace=True))
-        centre_GD = _train(read(few), round(lists**0.5), _GROUP_SAMPLE)
-        near_X = np.concatenate(
-            [
-                search.nearest(read(sample[start : start + _BLOCK]), centre_GD, 1)[:, 0]
-                for start in range(0, len(sample), _BLOCK)
-            ]
-        )
-        used, group_X = np.unique(near_X, return_inverse=True)
-        centre_GD, share = centre_GD[used], lists / len(sample)
-        found = []
-        for group in range(len(used)):
-            part = sample[group_X == group]
-            found.append(_train(read(part), max(1, round(share * len(part))), _SAMPLE))
-        centre_LD, start_G = np.concatenate(found), np.cumsum([0, *map(len, found)])
+        centre_LD, groups = _two_levels(read, rows, lists)
+    list_N = np.empty(rows, np.int32)
+    blocks = [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]
+
+    def place(at: slice) -> int:
+        list_N[at] = _nearest_list(read(at), groups, centre_LD)
+        return len(list_N[at])
+
+    done = 0
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _PLACERS)) as threads:
+        for placed in threads.map(place, blocks):
+            done += placed
+            progress(done, rows)
+    return centre_LD, list_N
+
+
+def _sampled(rows: int, most: int) -> Places:
+    return np.sort(np.random.default_rng(_SEED).choice(rows, min(rows, most), replace=False))
+
+
+def _two_levels(
+    read: Callable[[Any], Vectors], rows: int, lists: int
+) -> tuple[Vectors, tuple[Vectors, list[Places]]]:
+    """Return centres; and of groups their centres, and the lists that their rows may be in.
+
+    Read are one block or one group's sample at a time.
+    """
+    sample = _sampled(rows, lists * _SAMPLE)
+    groups = round(lists**0.5)
+    few = sample[_sampled(len(sample), groups * _GROUP_SAMPLE)]
+    centre_GD = _train(read(few), groups, _GROUP_SAMPLE)
+    near_X = np.concatenate(
+        [
+            search.nearest(read(sample[start : start + _BLOCK]), centre_GD, 1)[:, 0]
+            for start in range(0, len(sample), _BLOCK)
+        ]
+    )
+    used, group_X = np.unique(near_X, return_inverse=True)
+    centre_GD, share = centre_GD[used], lists / len(sample)
+    found = []
+    for group in range(len(used)):
+        part = sample[group_X == group]
+        found.append(_train(read(part), max(1, round(share * len(part))), _SAMPLE))
+    start_G = np.cumsum([0, *map(len, found)])
     near_GT = search.nearest(centre_GD, centre_GD, min(_AROUND, len(centre_GD)))
     among_G = [
         np.concatenate([np.arange(start_G[near], start_G[near + 1]) for near in near_T])
         for near_T in near_GT
     ]
-    list_N = np.empty(rows, np.int32)
-    blocks = [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]
-
-    def place(at: slice) -> int:
-        list_N[at] = _nearest_list(read(at), (centre_GD, among_G), centre_LD)
-        return len(list_N[at])
-
-    done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for placed in threads.map(place, blocks):
-            done += placed
-            progress(done, rows)
-    return centre_LD, list_N
+    return np.concatenate(found), (centre_GD, among_G)
 
 
 def _train(sample_XD: Vectors, centres: int, most: int) -> Vectors:

@@ -25,7 +25,7 @@ from b3_core.config import BatchSpec, MiningSpec
 from b3_core.embed import DatasetStage, Earlier, PairsRef, begun_with
 from b3_core.progress import Progress
 from b3_core.ranking import Ranking
-from b3_core.stage import Past, Stage, generator
+from b3_core.stage import WHOLE_NODE, Past, Stage, generator
 from b3_core.store import ArtifactStore
 from b3_core.versions import installed
 
@@ -88,7 +88,7 @@ class Communities(DatasetStage):
     """Communities of other rows to begin with: they are mended where rows came or went."""
     name: ClassVar[str] = "communities"
     version: ClassVar[int] = 1000 * communities.VERSION + 10 * mend.VERSION + balance.VERSION
-    cores: ClassVar[int] = 4
+    cores: ClassVar[int] = WHOLE_NODE
     unheard: ClassVar[bool] = True
 
     @property

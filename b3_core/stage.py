@@ -20,6 +20,9 @@ from b3_core.store import ArtifactStore
 
 S = TypeVar("S", bound="Stage")
 
+#: Cores: as many as the largest node has.
+WHOLE_NODE = 1 << 16
+
 
 class Stage(ABC):
     """One artifact to be made.
@@ -31,6 +34,10 @@ class Stage(ABC):
     version: ClassVar[int]
     in_parts: ClassVar[bool] = False
     """Whether it is put together from parts (``waves``)."""
+    cores: ClassVar[int] = 1
+    """How many it has use for, where another process makes it."""
+    unheard: ClassVar[bool] = False
+    """Whether a large one stops its process for minutes: it is C, and holds Python's lock."""
 
     @property
     @abstractmethod
@@ -51,11 +58,6 @@ class Stage(ABC):
     def title(self) -> str:
         """What a person reads while the stage runs."""
         return f"{self.name} of {self.dataset}"
-
-    cores: ClassVar[int] = 1
-    unheard: ClassVar[bool] = False
-    """Whether a large one stops its process for minutes: it is C, and holds Python's lock."""
-    """How many it has use for, where it is a part of another."""
 
     @abstractmethod
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:

@@ -17,13 +17,12 @@ from b3_core.learn import Student, evaluate_run, train_loop
 from b3_core.manifest import verify_before_training
 from b3_core.ray_session import RaySession
 from b3_core.seams import run_part
-from b3_core.stage import Maker, Stage, run_stages
+from b3_core.stage import WHOLE_NODE, Maker, Stage, run_stages
 from b3_core.store import ArtifactStore
 from b3_core.watch import Watched
 from tasks import events, reporting
 
 RETRY_SECONDS = [5, 15, 45]
-_WHOLE_NODE = 1 << 16  # cores: as many as the largest node has
 
 
 def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -68,7 +67,7 @@ def make_part(part: Stage, session: RaySession, root: str) -> None:
 @task(name="mine-dataset", task_run_name="mine {dataset}", cache_policy=NO_CACHE, retries=1)
 def mine_dataset(stages: list[Stage], session: RaySession, root: str, *, dataset: str) -> None:
     """Run a dataset's stages in order on a node of the cluster, all of its cores for them."""
-    session.call(run_stages, root, stages, cpus=_WHOLE_NODE)
+    session.call(run_stages, root, stages, cpus=WHOLE_NODE)
 
 
 @task(
