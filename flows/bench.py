@@ -1,5 +1,6 @@
 """``b3 bench``: what this project does, side by side with what others do."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -456,7 +457,7 @@ def overhead(
         for repeat in range(repeats):
             for way, command in _WAYS.items():
                 with reporting.step(f"{way} {repeat}"):
-                    rows.append({"way": way, "repeat": repeat, "seconds": _timed(command, spec)})
+                    rows.append({"way": way, "repeat": repeat, **_timed(command, spec)})
         embedded.serve()
         from flows.overhead import overhead as flow  # noqa: PLC0415
 
@@ -504,27 +505,30 @@ def evaluate(
 
 
 #: Plain first: whoever is second finds the files of the libraries in memory.
-_WAYS = {"plain script": ["b3_core.bench.overhead"], "flows": ["flows", "run"]}
+_WAYS = {"plain script": ["b3_core.bench.overhead"], "flows": ["flows", "run", "--json"]}
 
 
-def _timed(command: list[str], spec: Any) -> float:
-    """Run a CONFIG in an empty store, in a process of its own; return its seconds."""
+def _timed(command: list[str], spec: Any) -> dict[str, Any]:
+    """Run a CONFIG in an empty store, in a process of its own: its seconds, and those of steps."""
     with tempfile.TemporaryDirectory(prefix="b3-overhead-") as folder:
         own = spec.model_copy(update={"store": spec.store.model_copy(update={"root": folder})})
         config = Path(folder, "config.json")
         config.write_text(own.model_dump_json(exclude_unset=True), encoding="utf-8")
         began = time.monotonic()
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", *command, str(config)],
             check=True,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        return round(time.monotonic() - began, 2)
+        took = round(time.monotonic() - began, 2)
+        told = json.loads(done.stdout)
+        return {"seconds": took, "steps": told.get("seconds", told)}
 
 
 def _show_overhead(console: Console, outcome: dict[str, Any]) -> None:
-    _show(console, outcome)
+    for row in outcome["rows"]:
+        console.print(f"{row['way']}: {row['seconds']} s, of which {row['steps']}", soft_wrap=True)
     console.print(figures_table([outcome["idle_shards"]]))
 
 
