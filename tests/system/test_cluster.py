@@ -163,7 +163,9 @@ def test_cancelling_stops_the_work(installation, tmp_path):
 
 
 def test_a_worker_told_to_stop_lets_its_run_end(installation, tmp_path):
-    name = installation.deploy(tmp_path, "faq")
+    # One actor: two that import torch at once take half of the time that the worker waits.
+    few = {"workers": 1, "shard_rows": 100_000}
+    name = installation.deploy(tmp_path, "faq", compute=few)
     installation.hush(name)
     run_id = installation.start("mine", name)
     until(lambda: installation.state(run_id) == "RUNNING", 120, "a running run")
