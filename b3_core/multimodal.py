@@ -130,13 +130,13 @@ def _mean_by_row(
     rows: int,
 ) -> Vectors:
     """Return the unit mean of each row's parts, and zero for a row that has none."""
-    vector_PD = _of_length_one(forward([part for part, _ in parts]))
+    vector_PD = unit(forward([part for part, _ in parts]))
     sum_ND = np.zeros((rows, vector_PD.shape[1]), np.float32)
     np.add.at(sum_ND, [row for _, row in parts], vector_PD)
-    return _of_length_one(sum_ND)
+    return unit(sum_ND)
 
 
-def _of_length_one(vector_ND: Vectors) -> Vectors:
-    """Return unit vectors; zero stays zero."""
+def unit(vector_ND: Vectors) -> Vectors:
+    """Return unit vectors; zero, of a text without a known token, stays zero."""
     norm_N1 = np.linalg.norm(vector_ND, axis=1, keepdims=True)
     return np.asarray(vector_ND / np.where(norm_N1 == 0, 1, norm_N1), np.float32)

@@ -285,7 +285,7 @@ class Teacher:
             texts = [_text_alone(item, self.spec.model) for item in inputs]
             column = pa.chunked_array([pa.array(texts, pa.large_string())])
             table = static.TokenTable.of(self.model[0].tokenizer, [column], prompt)
-            return _unit(static.means(self.model, table))
+            return multimodal.unit(static.means(self.model, table))
         blocks = []
         for start in range(0, len(inputs), BLOCK):
             stop = min(start + BLOCK, len(inputs))
@@ -302,9 +302,9 @@ class Teacher:
     def _encode(self, inputs: Sequence[ModelInput], prompt: str) -> npt.NDArray[np.float32]:
         if not self._takes_media:
             texts = [prompt + _text_alone(item, self.spec.model) for item in inputs]
-            return _unit(self._pass(texts))
+            return multimodal.unit(self._pass(texts))
         items = [prompted(item, prompt) for item in inputs]
-        return _unit(multimodal.encode(self.model, items, self._pass))
+        return multimodal.unit(multimodal.encode(self.model, items, self._pass))
 
     def _pass(self, items: Sequence[ModelInput]) -> npt.NDArray[np.float32]:
         vectors = self.model.encode(
@@ -333,12 +333,6 @@ def _text_alone(item: ModelInput, model: str) -> str:
             "teacher.reads: positive",
         )
     return str(item["text"])
-
-
-def _unit(vectors_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    # A text without a known token has a zero vector, and keeps it: it is like nothing.
-    return np.asarray(vectors_ND / np.where(norm_N1 == 0, 1, norm_N1), dtype=np.float32)
 
 
 def _model_files(folder: Path) -> list[Path]:

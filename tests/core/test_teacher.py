@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from b3_core import teacher
+from b3_core import multimodal
 from b3_core.config import TeacherSpec
 from b3_core.errors import InputError
 from b3_core.teacher import BLOCK, Embeddings, Teacher, load_model, model_identity, shard_bounds
@@ -68,7 +68,7 @@ def test_a_model_that_is_not_there_or_not_pinned_is_refused(name):
 
 def test_a_text_without_a_token_is_like_nothing_and_ends_nothing():
     """A student is judged among all positives: one of a million may be of unknown characters."""
-    vectors = teacher._unit(np.array([[0, 0], [3, 4], [np.nan, 1]], np.float32))
+    vectors = multimodal.unit(np.array([[0, 0], [3, 4], [np.nan, 1]], np.float32))
     assert vectors[:2].tolist() == pytest.approx(np.array([[0, 0], [0.6, 0.8]]))
     assert np.isnan(vectors[2]).all()
 
