@@ -169,7 +169,7 @@ def test_a_worker_told_to_stop_lets_its_run_end(installation, tmp_path):
     installation.hush(name)
     run_id = installation.start("mine", name)
     until(lambda: installation.state(run_id) == "RUNNING", 120, "a running run")
-    installation.cluster.control("stop", "prefect-worker")  # returns when it has ended
+    installation.cluster.end("prefect-worker")
     try:
         assert installation.ended(run_id, 10)["state_type"] == "COMPLETED"
     finally:
