@@ -621,7 +621,9 @@ class ComputeSpec(Spec):
     shard_rows: int = Field(
         4096, ge=1, description="Rows a shard; rounded up to whole encoder blocks."
     )
-    gpus_per_worker: float = Field(0, ge=0, description="GPU share of one actor or trainer.")
+    gpus_per_worker: float = Field(
+        0, ge=0, description="GPU share of one actor or trainer: below 1, or a whole number."
+    )
     train_workers: int = Field(1, ge=1, description="Data-parallel trainers.")
     loader_workers: int = Field(
         0, ge=0, description="Processes of a trainer that decode images and videos ahead of it."
@@ -648,6 +650,14 @@ class ComputeSpec(Spec):
         "not embedded again.",
     )
     log_dir: str = Field("b3-logs", description="Folder of TensorBoard's files, a run a folder.")
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _part_or_whole(cls, value: float) -> float:
+        """Refuse what Ray does: a share that is more than one GPU and no whole number."""
+        if value > 1 and value % 1:
+            raise ValueError("above 1 a worker takes whole GPUs: 2, 3 and so on")
+        return value
 
 
 class ArmSpec(Spec):

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from b3_core.config import ComputeSpec
+from b3_core.errors import InputError
 from b3_core.progress import Progress, silent
 from b3_core.ray_train import Loop, Trainings
 from b3_core.told import keep_handler
@@ -139,8 +140,14 @@ class RaySession:
         """Return the pool of actors made by ``cls(*args, **kwargs)``, started if it is not there.
 
         The one before it ends: idle actors hold cores that the new ones wait for.
+
+        Raises
+        ------
+        InputError
+            They want a GPU, and this machine has none.
         """
         ray = self._open()
+        self._check_gpus(ray)
         key = repr((cls, args, sorted(kwargs.items())))
         with self._lock:
             if key not in self._pools:
@@ -195,10 +202,13 @@ class RaySession:
 
         Raises
         ------
+        InputError
+            Its workers want more GPUs than this machine has.
         B3Error
             What the loop raised on purpose; anything else as Ray reports it, after retries.
         """
         ray = self._open()
+        self._check_gpus(ray, self.compute.train_workers)
         keep_handler()
         self.free_actors()
         Trainings(ray, self.compute, storage).run(loop, configs, progress)
@@ -207,6 +217,19 @@ class RaySession:
         """Let go of the cores that idle actors hold: what comes next may need them all."""
         with self._lock:
             self._pools.clear()
+
+    def _check_gpus(self, ray: Any, workers: int = 1) -> None:
+        """Refuse what Ray would wait for for ever; to a cluster that is joined nodes may come."""
+        share = self.compute.gpus_per_worker
+        if not share or self.joins:
+            return
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if self._fitting(math.inf, gpus) < workers:
+            raise InputError(
+                f"{workers} x compute.gpus_per_worker = {share:g} do not fit this machine's GPUs: "
+                f"{gpus:g}",
+                remedy="set compute.gpus_per_worker: 0, or join a cluster with RAY_ADDRESS",
+            )
 
     def _open(self) -> Any:
         for name, value in ENVIRONMENT.items():

@@ -50,6 +50,7 @@ def test_a_teacher_may_be_just_its_name(config):
         (LEAST.replace("positive:", "posiitve:"), "lacks 'datasets.0..positive'|posiitve"),
         ("datasets: []\n", "'datasets' in CONFIG"),
         (LEAST + "mining: {k: 1}\n", r"'mining\.k' in CONFIG is 1: .*greater than or equal to 2"),
+        (LEAST + "compute: {gpus_per_worker: 1.5}\n", "whole GPUs: 2, 3"),
         (LEAST + "batches: {batch_size: 100}\n", "100, which is no multiple of k = 32"),
         (LEAST + "batches: {curriculum: [{k: 24}]}\n", "64, which is no multiple of k = 24"),
         (LEAST + "batches: {curriculum: [{epochs: 1.5}]}\n", "1.5 epochs, not a whole number"),

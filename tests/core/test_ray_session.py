@@ -1,8 +1,11 @@
 """How many actors a session asks for, and when they are leased."""
 
+import contextlib
+
 import pytest
 
 from b3_core.config import ComputeSpec
+from b3_core.errors import InputError
 from b3_core.ray_session import ActorPool, RaySession
 
 
@@ -21,6 +24,29 @@ from b3_core.ray_session import ActorPool, RaySession
 def test_actors_are_as_many_as_a_node_has_room_for(share, cpus, gpus, fit):
     session = RaySession(ComputeSpec(gpus_per_worker=share))
     assert session._fitting(cpus, gpus) == fit
+
+
+class Machine:
+    """Ray as far as a session asks it how many GPUs there are."""
+
+    def __init__(self, gpus):
+        self.gpus = gpus
+
+    def cluster_resources(self):
+        return {"CPU": 3.0} | ({"GPU": float(self.gpus)} if self.gpus else {})
+
+
+@pytest.mark.parametrize(
+    ("share", "gpus", "workers", "fit"),
+    [(0, 0, 4, True), (1, 0, 1, False), (0.5, 1, 2, True), (0.5, 1, 3, False)],
+)
+def test_gpus_that_are_not_there_are_refused(monkeypatch, share, gpus, workers, fit):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    session = RaySession(ComputeSpec(gpus_per_worker=share))
+    with contextlib.nullcontext() if fit else pytest.raises(InputError, match=f"GPUs: {gpus}"):
+        session._check_gpus(Machine(gpus), workers)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # where nodes may come
+    session._check_gpus(Machine(gpus), workers)
 
 
 class Placed:
