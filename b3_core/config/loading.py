@@ -1,0 +1,132 @@
+"""A CONFIG file, read: paths made absolute, and mistakes told in one line."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from b3_core.config.pipeline import PipelineSpec
+from b3_core.errors import InputError
+
+
+def load_config(path: str | os.PathLike[str]) -> PipelineSpec:
+    """Read CONFIG, a YAML file of :class:`PipelineSpec`.
+
+    Relative paths in it are taken from the folder CONFIG lies in, and made absolute: the spec
+    may be sent to a worker that runs elsewhere.
+
+    Raises
+    ------
+    InputError
+        The file is missing or no YAML mapping, a key is unknown, or a value is out of bounds.
+    """
+    file = Path(path)
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(
+            f"cannot read CONFIG {file}: {reason}",
+            expected="a YAML file",
+            remedy="check the path",
+        ) from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise InputError(
+            f"CONFIG {file} is no valid YAML{line}: {getattr(error, 'problem', error)}",
+            remedy="mend that line",
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(f"CONFIG {file} holds no mapping", expected="keys such as 'datasets'")
+    return parse_config(data, base=file.resolve().parent)
+
+
+def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
+    """Validate a mapping as :class:`PipelineSpec`; relative paths are taken from ``base``."""
+    try:
+        spec = PipelineSpec.model_validate(dict(data))
+    except ValidationError as error:
+        raise _one_line(error) from error
+    datasets = [
+        d.model_copy(
+            update={
+                "uri": absolute_uri(d.uri, base),
+                "eval_uri": None if d.eval_uri is None else absolute_uri(d.eval_uri, base),
+                "media": d.media.model_copy(
+                    update={"root": d.media.root and absolute_uri(d.media.root, base)}
+                ),
+            }
+        )
+        for d in spec.datasets
+    ]
+    benchmarks = tuple(
+        each.model_copy(
+            update={
+                "folder": absolute_uri(each.folder, base),
+                "media": each.media and absolute_uri(each.media, base),
+            }
+        )
+        for each in spec.evaluate.benchmarks
+    )
+    store = spec.store.model_copy(update={"root": absolute_uri(spec.store.root, base)})
+    log_dir = absolute_uri(spec.compute.log_dir, base)
+    return spec.model_copy(
+        update={
+            "datasets": tuple(datasets),
+            "evaluate": spec.evaluate.model_copy(update={"benchmarks": benchmarks}),
+            "compute": spec.compute.model_copy(update={"log_dir": log_dir}),
+            "store": store,
+            "teacher": spec.teacher.model_copy(update={"model": _model(spec.teacher.model, base)}),
+            "train": spec.train.model_copy(update={"student": _model(spec.train.student, base)}),
+        }
+    )
+
+
+def absolute_uri(uri: str, base: Path) -> str:
+    """Make a local path absolute from ``base``; leave anything with a scheme alone."""
+    return uri if "://" in uri else str((base / Path(uri).expanduser()).absolute())
+
+
+def _model(model: str, base: Path) -> str:
+    folder = base / Path(model).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else model
+
+
+def _one_line(error: ValidationError) -> InputError:
+    """Turn pydantic's first complaint into one line, with the nearest known key for a typo."""
+    first = error.errors()[0]
+    where = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
+    ).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        return InputError(
+            f"unknown key '{where}' in CONFIG",
+            expected=f"one of: {', '.join(known)}",
+            remedy=f"did you mean '{near[0]}'?" if near else "remove it",
+        )
+    if first["type"] == "missing":
+        return InputError(f"CONFIG lacks '{where}'", remedy="add it")
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(first["input"], (dict, list)) else f" is {first['input']!r}"
+    if not where:
+        return InputError(f"CONFIG is not consistent: {message}", remedy="change one of them")
+    return InputError(f"'{where}' in CONFIG{value}: {message}", remedy="correct the value")
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = PipelineSpec
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = next(iter(get_args(annotation)), annotation)  # of tuple[DatasetSpec, ...]
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)
