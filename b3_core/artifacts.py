@@ -200,15 +200,31 @@ class Artifact:
         stored = f"{self.address.path}/{entry.path}"
         return Ranged(functools.partial(self.store.read, stored), entry.size)
 
+    def lay_out(self, folder: Path, prefix: str = "") -> list[str]:
+        """Copy the files whose logical names begin with ``prefix`` to the rest of their names.
+
+        Returns
+        -------
+        list of str
+            Paths in ``folder`` of what was copied.
+
+        Raises
+        ------
+        CorruptArtifactError
+            The stored bytes are not the recorded ones.
+        """
+        names = [name for name in self.files if name.startswith(prefix)]
+        for name in names:
+            target = folder / name.removeprefix(prefix)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path(name), target)
+        return [name.removeprefix(prefix) for name in names]
+
     @contextlib.contextmanager
     def folder(self, prefix: str) -> Iterator[Path]:
         """Lay the files under ``prefix/`` out in a temporary folder under their logical names."""
         with tempfile.TemporaryDirectory(prefix="b3-") as temporary:
-            for name in self.files:
-                if name.startswith(prefix + "/"):
-                    target = Path(temporary, name.removeprefix(prefix + "/"))
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(self.path(name), target)
+            self.lay_out(Path(temporary), f"{prefix}/")
             yield Path(temporary)
 
 

@@ -5,6 +5,7 @@ Prefect reads its settings when it is imported, so nothing here imports a flow b
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -71,7 +72,7 @@ def demo_config(corpus: str, pairs: int, store: str, settings: dict[str, Any]) -
     Parameters
     ----------
     corpus
-        ``code`` or ``prose``.
+        One of ``b3_core.corpus.KINDS``.
     settings
         As :func:`flows.demo.demo_spec` takes them.
     """
@@ -135,7 +136,8 @@ def run_command(
                 outcome["seconds"] = dict(reporting.seconds)
                 print(json.dumps(_machine(outcome, spec)), file=stdout)
             else:
-                (show or show_outcome)(Console(file=stdout), outcome)
+                shown = show or functools.partial(show_outcome, spec=spec)
+                shown(Console(file=stdout), outcome)
         if outcome.get("up_to_date"):
             console.print("up to date")
     except B3Error as error:
@@ -174,14 +176,19 @@ def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, An
     """Add what a script asks for first: the b3 manifest, and b3 against random."""
     added: dict[str, Any] = {}
     if spec is not None and "manifests" in outcome and "b3" in spec.arm_names:
-        added["manifest"] = outcome["manifests"][spec.arm_names.index("b3") * len(spec.seeds)]
+        added["manifest"] = outcome["manifests"][_place(spec, "b3")]
     difference = outcome.get("differences", {}).get("b3 - random")
     if difference is not None:
         added["difference"] = {"mrr": difference}
     return {**outcome, **added}
 
 
-def show_outcome(console: Console, outcome: dict[str, Any]) -> None:
+def _place(spec: PipelineSpec, arm: str) -> int:
+    """Where an arm's first seed is among manifests and students."""
+    return spec.arm_names.index(arm) * len(spec.seeds)
+
+
+def show_outcome(console: Console, outcome: dict[str, Any], spec: PipelineSpec) -> None:
     """Print what a person wants to know of a flow: the table of arms, and where things are."""
     from b3_core.evaluate.compare import sentences  # noqa: PLC0415
     from flows.terminal import arms_table  # noqa: PLC0415
@@ -200,13 +207,18 @@ def show_outcome(console: Console, outcome: dict[str, Any]) -> None:
         for uri in outcome.get("pictures", {}).values():
             console.print(f"a batch: {uri}", highlight=False, soft_wrap=True)
         console.print(f"report: {outcome['report']}", highlight=False, soft_wrap=True)
-    if "arms" in outcome and "manifests" in outcome:  # the whole pipeline: the ends are enough
-        console.print(f"manifest: {outcome['manifests'][-1]}", highlight=False, soft_wrap=True)
-        console.print(f"student: {outcome['students'][-1]}", highlight=False, soft_wrap=True)
+    if "arms" in outcome and "manifests" in outcome:  # the whole pipeline: one arm is enough
+        arm = "b3" if "b3" in spec.arm_names else spec.arm_names[-1]
+        for kind in ("manifests", "students"):
+            uri = outcome[kind][_place(spec, arm)]
+            console.print(f"{kind[:-1]} of {arm}: {uri}", highlight=False, soft_wrap=True)
         return
+    runs = [f" of {arm}, seed {seed}" for arm in spec.arm_names for seed in spec.seeds]
     for kind in ("manifests", "students"):
-        for uri in outcome.get(kind, ()):
-            console.print(f"{kind[:-1]}: {uri}", highlight=False, soft_wrap=True)
+        uris = outcome.get(kind, ())
+        named = runs if len(uris) == len(runs) else [""] * len(uris)  # those of several legs
+        for name, uri in zip(named, uris, strict=True):
+            console.print(f"{kind[:-1]}{name}: {uri}", highlight=False, soft_wrap=True)
 
 
 def _fail(message: object, code: int) -> None:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from sentence_transformers import SentenceTransformer
 
 from b3_core.manifest import Manifest
 from b3_core.store import open_artifact
@@ -46,6 +47,14 @@ def test_run_then_run_again_then_verify(
     assert same["up_to_date"]
     assert records(tmp_path / "store") == before
     assert same["arms"] == first["arms"] and same["manifests"] == first["manifests"]
+
+    student = tmp_path / "student"
+    code, out, _ = command("run", config)
+    assert f"student of b3: {first['students'][-1]}" in out
+    assert command("export", first["students"][-1], student)[0] == 0
+    assert SentenceTransformer(str(student)).encode(["a text"]).shape == (1, 32)
+    code, _, err = command("export", first["students"][-1], student)
+    assert code == 2 and "there already" in err
 
     for uri in first["manifests"]:
         assert command("verify", uri)[1].startswith("sound: ")
