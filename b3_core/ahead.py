@@ -1,6 +1,8 @@
 """What a CONFIG asks for and cannot have, said before hours of work instead of after them."""
 
-from b3_core import benchmarks
+import importlib.util
+
+from b3_core import benchmarks, packaged
 from b3_core.config import PipelineSpec
 from b3_core.errors import InputError
 
@@ -29,12 +31,13 @@ def check_teacher(spec: PipelineSpec) -> None:
 
 
 def check_student(spec: PipelineSpec) -> None:
-    """Refuse a student that does not read the media of a dataset.
+    """Refuse a student that does not read the media of a dataset, or cannot be trained as asked.
 
     Raises
     ------
     InputError
-        It is a packaged one of texts, and a dataset has images or videos.
+        It is a packaged one of texts, and a dataset has images or videos; batches cannot be shared
+        out to the trainers; adapters, or several GPUs, for a packaged student; a package is absent.
     """
     for dataset in spec.datasets:
         if spec.train.student in _READ_TEXTS and dataset.media_columns:
@@ -43,6 +46,44 @@ def check_student(spec: PipelineSpec) -> None:
                 "images or videos",
                 expected="a model of images and texts",
                 remedy="name one in train.student",
+            )
+
+    trainers = spec.compute.train_workers
+    for name in spec.arm_names:
+        _, batches = spec.arm(name)
+        if batches.batch_size % trainers:
+            raise InputError(
+                f"batches of {batches.batch_size} rows (arm {name}) cannot be shared out to "
+                f"compute.train_workers: {trainers}",
+                expected="a batch size that is a multiple of it",
+                remedy="change one of them",
+            )
+    small = spec.train.student in packaged.SMALL
+    if small and spec.train.lora is not None:
+        raise InputError(
+            f"train.lora is set, but student {spec.train.student} has no layers to adapt",
+            remedy="remove train.lora, or name a transformer in train.student",
+        )
+    if (
+        spec.train.student in _READ_TEXTS
+        and small
+        and trainers > 1
+        and spec.compute.gpus_per_worker
+    ):
+        raise InputError(
+            f"student {spec.train.student} trains on the CPU, but its {trainers} trainers would be "
+            "joined over GPUs",
+            remedy="set compute.gpus_per_worker: 0, or compute.train_workers: 1",
+        )
+    needed = {"train.lora": "peft"} if spec.train.lora is not None else {}
+    for package in ("wandb", "mlflow"):
+        if package in spec.compute.report_to:
+            needed["compute.report_to"] = package
+    for setting, package in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"{setting} needs {package}, which is not installed",
+                remedy=f"run: pip install {package}",
             )
 
 

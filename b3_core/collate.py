@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from b3_core.errors import InputError
+from b3_core.inputs import ModelInput
 from b3_core.slots import Marks, Slots
 from b3_core.static import TokenTable
 
@@ -41,12 +43,17 @@ class TextCollator:
             ``query_input_ids``, ``query_attention_mask`` (int64, B x tokens) and whatever else the
             tokenizer makes; the same of ``positive`` and every negative; and ``label``: groups,
             int64, B x (1 + H).
+
+        Raises
+        ------
+        InputError
+            A column has an image or a video.
         """
         batch: dict[str, torch.Tensor] = {}
         for name in (name for name in items[0] if name != "label"):
             prompt = self.query_prompt if name == "query" else self.positive_prompt
             tokens = self.tokenizer(
-                [prompt + item[name] for item in items],
+                [prompt + _text_of(item[name], name) for item in items],
                 padding=True,
                 truncation=True,
                 max_length=self.max_length,
@@ -86,3 +93,15 @@ class TokenCollator:
             ids, offsets = table.bags(at_BX[:, column])
             batch[f"{name}_input_ids"], batch[f"{name}_offsets"] = ids, offsets
         return batch
+
+
+def _text_of(item: ModelInput, column: str) -> str:
+    """Return an input's text, where that is all there is."""
+    if isinstance(item, str):
+        return item
+    if item.keys() != {"text"}:
+        raise InputError(
+            f"column {column} has images or videos, and a tokenizer reads texts alone",
+            remedy="train with sentence-transformers' trainer",
+        )
+    return str(item["text"])

@@ -40,6 +40,11 @@ class ContrastiveModel(nn.Module):  # type: ignore[misc]
         With ``gather`` where there are several devices.
     pool
         Makes a text's vector of its tokens' vectors and the mask, B x L.
+
+    Raises
+    ------
+    InputError
+        The loss has ``chunk_rows``: gradients of vectors are not cached here.
     """
 
     accepts_loss_kwargs = False  # Trainer asks: the loss is a mean already
@@ -52,6 +57,11 @@ class ContrastiveModel(nn.Module):  # type: ignore[misc]
         pool: Callable[[Tensor, Tensor], Tensor] = mean_of_tokens,
     ) -> None:
         super().__init__()
+        if loss.mini_batch_size is not None:
+            raise InputError(
+                f"chunk_rows is {loss.mini_batch_size}, but this module embeds all rows at once",
+                remedy="leave chunk_rows out, or train with sentence-transformers' trainer",
+            )
         self.encoder, self.loss, self.pool = encoder, loss, pool
         pooler = getattr(encoder, "pooler", None)
         if isinstance(pooler, nn.Module):
@@ -124,6 +134,7 @@ class PlanTrainerMixin:
         expected = {
             "per_device_train_batch_size": (arguments.train_batch_size, sampler.batch_size),
             "num_train_epochs": (arguments.num_train_epochs, 1),
+            "max_steps": (max(arguments.max_steps, 0) or mined.batches, mined.batches),
             "split_batches": (self.accelerator.split_batches, False),
             "items of train_dataset": (len(slots), mined.plan.row_SB.size),
         }

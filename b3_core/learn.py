@@ -40,11 +40,13 @@ class Student(Stage):
     """Which part of the whole training this is."""
     compute: ComputeSpec = field(default_factory=ComputeSpec, compare=False)
     """How it is trained; no part of what it is."""
+    teacher_vectors: tuple[Address, ...] = field(default=(), compare=False)
+    """What the teacher made of each dataset: a leg's own may be those of the student so far."""
     stopping: Callable[[], bool] | None = field(default=None, compare=False)
     """Says in the process that trains it whether it is to end early."""
     name: ClassVar[str] = "student"
     # train's own version would import torch here; bump this one with it.
-    version: ClassVar[int] = 1000 * packaged.VERSION + 5
+    version: ClassVar[int] = 1000 * packaged.VERSION + 6
 
     @classmethod
     def of(
@@ -55,6 +57,7 @@ class Student(Stage):
         before: "Student | None" = None,
         span: tuple[float, float] = (0.0, 1.0),
         compute: ComputeSpec | None = None,
+        teacher_vectors: tuple[Address, ...] = (),
     ) -> Self:
         """Identify the weights that training starts from."""
         initial = "random"
@@ -66,7 +69,15 @@ class Student(Stage):
             initial = "glyphs:" + teacher.weights_of("minilm", None)
         elif train.student != "static":
             initial = teacher.weights_of(train.student, train.revision)
-        return cls(manifest, train, initial, before, span, compute or ComputeSpec())
+        return cls(
+            manifest,
+            train,
+            initial,
+            before,
+            span,
+            compute or ComputeSpec(),
+            teacher_vectors=teacher_vectors,
+        )
 
     @property
     def dataset(self) -> str:  # noqa: D102 - the base class says it
@@ -107,7 +118,7 @@ class Student(Stage):
         """Map the teacher's vectors of each dataset into memory, where they are asked for."""
         if self.train.positive_margin is None:
             return []
-        found = [store.get(parts[0].graph.ranks.vectors) for parts in self.manifest.partitions]
+        found = [store.get(address) for address in self.teacher_vectors]
         return [
             (
                 np.load(each.path("query.npy"), mmap_mode="r", allow_pickle=False),

@@ -28,7 +28,9 @@ from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank
 from torch import Tensor, nn
 
+from b3_core.errors import InputError
 from b3_core.pairs import NOBODY
+from b3_core.vision import has_flat_tokens
 
 
 class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
@@ -49,6 +51,11 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
         Embed so many rows at a time and cache the gradients of the vectors (GradCache: Gao et al.,
         arXiv 2101.06983): memory of one chunk, two forward passes, the same gradient. ``None``
         embeds all rows at once.
+
+    Raises
+    ------
+    InputError
+        ``chunk_rows`` for a static model, whose batches cannot be cut.
     """
 
     def __init__(
@@ -61,6 +68,12 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
         chunk_rows: int | None = None,
     ) -> None:
         super().__init__()
+        if chunk_rows is not None and model is not None and has_flat_tokens(model):
+            raise InputError(
+                f"chunk_rows is {chunk_rows}, but the model is static: the tokens of a batch are "
+                "in one row, which cannot be cut",
+                remedy="leave chunk_rows out",
+            )
         self.model = model
         self.temperature = temperature
         self.gather = gather

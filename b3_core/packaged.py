@@ -113,8 +113,9 @@ def limit_length(model: "SentenceTransformer", tokens: int) -> None:
             f"is {tokens}",
             remedy="leave max_length out",
         )
-    if isinstance(model[0], StaticEmbedding):
-        model[0].tokenizer.enable_truncation(tokens)
+    static = [part for part in model[0].modules() if isinstance(part, StaticEmbedding)]
+    if static:  # alone, or of a glyph student's texts
+        static[0].tokenizer.enable_truncation(tokens)
     else:
         model.max_seq_length = tokens
 

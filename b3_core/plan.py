@@ -150,6 +150,7 @@ class _Way:
         """Plan leg by leg; ``minings`` are those of all arms, which share the first ranks."""
         steps: list[_Step] = []
         done = 0
+        by_teacher = tuple(made.address for made in vectors)
         for leg, batches in enumerate(self.batches.legs):
             before = steps[-1].student if steps else None
             if before is not None:
@@ -164,7 +165,12 @@ class _Way:
             manifest = self._manifest(ranks, batches, leg)
             span = done / self.batches.epochs, (done + batches.epochs) / self.batches.epochs
             student = Student.of(
-                manifest, self.train, before=before, span=span, compute=self.compute
+                manifest,
+                self.train,
+                before=before,
+                span=span,
+                compute=self.compute,
+                teacher_vectors=by_teacher,
             )
             steps.append(_Step(vectors, manifest, student))
             done += batches.epochs

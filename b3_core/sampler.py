@@ -213,18 +213,19 @@ class TrainerSampler:
                 remedy="set batch_sampler anew from the manifest",
             )
         sampler = PlanSampler.of_slots(plan, processes=processes, one_pass=True)
+        if len(dataset) != plan.row_SB.size:
+            raise InputError(
+                f"the trainer's dataset has {len(dataset)} items",
+                expected=f"{plan.row_SB.size}, one for each slot of the plan",
+                remedy="give it the dataset of the same manifest, and no eval_dataset, which a "
+                "plan has no batches of: judge by an evaluator",
+            )
         if batch_size != sampler.batch_size:
             raise InputError(
                 f"the trainer's batch size is {batch_size} a device",
                 expected=f"{sampler.batch_size}: the plan's {plan.row_SB.shape[1]} rows a batch "
                 f"over {processes} processes",
                 remedy="set per_device_train_batch_size to it",
-            )
-        if len(dataset) != plan.row_SB.size:
-            raise InputError(
-                f"the trainer's dataset has {len(dataset)} items",
-                expected=f"{plan.row_SB.size}, one for each slot of the plan",
-                remedy="give it the dataset of the same manifest",
             )
         return sampler
 

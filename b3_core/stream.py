@@ -148,13 +148,14 @@ class ManifestReader:
         """Read the row group that begins with a batch."""
         name = self._layout.name(first)
         try:
-            if self._file is None or self._file[0] != name:
+            file = self._file  # others may read another one meanwhile
+            if file is None or file[0] != name:
                 opened = pq.ParquetFile(
                     self._artifact.open(name), pre_buffer=True, page_checksum_verification=True
                 )
-                self._file = (name, opened)
+                self._file = file = (name, opened)
             number = first % self._layout.file_batches // self._layout.group_batches
-            table = self._file[1].read_row_group(number)
+            table = file[1].read_row_group(number)
         except (RefusedError, UnreachableError):
             raise  # nothing is known of the file
         except (KeyError, OSError, pa.ArrowException, IndexError) as error:

@@ -32,6 +32,8 @@ def build_student(
     InputError
         The student cannot be loaded, or cannot be trained as CONFIG says.
     """
+    if spec.student in packaged.SMALL:
+        teacher.refuse_pooling(spec.student, spec.pooling)
     if initial is not None:
         model = teacher.load_model(str(initial), revision=None)
     elif spec.student == "static":
@@ -46,6 +48,10 @@ def build_student(
         packaged.limit_length(model, spec.max_length)
     if is_static(model):
         model.to("cpu")
+    if spec.lora is None or spec.precision == "fp32":
+        # What trains is kept in 32 bits, or most steps of a half-precision weight round to nothing;
+        # with bf16 the arithmetic alone is (autocast). Weights beside adapters stay as stored.
+        model.float()
     if spec.lora is not None:
         put_in_adapters(model, spec.lora)
     model.prompts = {"query": spec.query_prompt, "document": spec.positive_prompt}
@@ -115,4 +121,5 @@ def merge_adapters(model: SentenceTransformer) -> None:
     """Add what adapters have learnt to the weights, so that the student needs nothing beside it."""
     merge = getattr(getattr(model[0], "model", None), "merge_and_unload", None)
     if merge is not None:
+        model.float()  # rounded to bf16, the sum could lose as much as the adapters have learnt
         model[0].model = merge()

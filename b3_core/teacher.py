@@ -27,7 +27,7 @@ from b3_core.inputs import ModelInput, Seeing, prompted
 from b3_core.progress import Progress, silent
 from b3_core.store import Artifact, Draft
 
-VERSION = 2
+VERSION = 3
 BLOCK = 256
 _MINIBATCH = 64  # texts of one forward pass: part of what decides the bits
 _NORM_TOLERANCE = 5e-3  # float16 keeps a unit vector's norm to about 1e-3
@@ -190,13 +190,16 @@ def load_model(
 
     from b3_core import vision  # noqa: PLC0415 - likewise
 
+    folder = str(packaged.minilm_folder()) if name == "minilm" else name
+    local = Path(folder).is_dir()
+    is_glyph = local and vision.is_glyph_student(Path(folder))
+    if name == "static" or is_glyph:
+        refuse_pooling(name, pooling)
     multimodal.read_frames_as_images()
     logging.disable_progress_bar()  # loading takes less than a second, and b3 draws its own
     if name == "static":
         return packaged.static_teacher().to(device or "cpu")
-    folder = str(packaged.minilm_folder()) if name == "minilm" else name
-    local = Path(folder).is_dir()
-    if local and vision.is_glyph_student(Path(folder)):
+    if is_glyph:
         return vision.load_glyph_student(Path(folder)).to(device or "cpu")
     model = SentenceTransformer(
         folder,
@@ -209,17 +212,29 @@ def load_model(
     return model if pooling is None else _pooled(model, pooling, name)
 
 
+def refuse_pooling(name: str, pooling: str | None) -> None:
+    """Refuse a pooling for a model that has no use for one.
+
+    Raises
+    ------
+    InputError
+        There is one.
+    """
+    if pooling is not None:
+        raise InputError(
+            f"model {name} pools no token vectors, but pooling is {pooling!r}",
+            expected="a transformer",
+            remedy="leave pooling out",
+        )
+
+
 def _pooled(model: Any, pooling: str, name: str) -> Any:
     """Return the model with its pooling, and nothing else, replaced."""
     from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: PLC0415
 
     places = [i for i, module in enumerate(model) if isinstance(module, Pooling)]
     if len(places) != 1:
-        raise InputError(
-            f"model {name} pools no token vectors, but pooling is {pooling!r}",
-            expected="a transformer",
-            remedy="leave pooling out",
-        )
+        refuse_pooling(name, pooling)
     model[places[0]] = Pooling(model[places[0]].embedding_dimension, pooling)
     return model
 
@@ -261,8 +276,8 @@ class Teacher:
             packaged.limit_length(self.model, spec.max_length)
         self._static = static.is_static(self.model)
         self._takes_media = multimodal.takes_media(self.model)
-        if spec.precision == "bf16" and not self._static:
-            self.model.bfloat16()
+        if not self._static:  # whichever type the weights are stored in
+            self.model.to(torch.bfloat16 if spec.precision == "bf16" else torch.float32)
 
     def encode(
         self, inputs: Sequence[ModelInput], *, prompt: str = "", progress: Progress = silent

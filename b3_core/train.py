@@ -47,6 +47,7 @@ from b3_core.static import SparseMean, TokenTable, is_static
 from b3_core.student import build_student, merge_adapters, save_memory
 from b3_core.teacher import seeing
 from b3_core.trainer import PlanTrainer, Watch, steps_a_point
+from b3_core.vision import has_flat_tokens
 
 VERSION = 4
 
@@ -331,8 +332,8 @@ def _loss(
         temperature=spec.temperature,
         gather=gather,
         symmetric=spec.symmetric,
-        # The tokens of a static student's batch are in one row: it cannot be cut, and is small.
-        chunk_rows=None if is_static(model) else chunk_rows,
+        # Such a student's tokens are in one row: it cannot be cut, and is small.
+        chunk_rows=None if has_flat_tokens(model) else chunk_rows,
     )
 
 

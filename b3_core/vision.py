@@ -85,6 +85,13 @@ class WordVectors(StaticEmbedding):  # type: ignore[misc]
         return cls(tokenizer, embedding_weights=weights["embedding.weight"])
 
 
+def has_flat_tokens(model: SentenceTransformer) -> bool:
+    """Say whether a batch's tokens are one flat list with offsets, as a static embedding's are."""
+    first = getattr(model, "_orig_mod", model)[0]
+    static = [part for part in first.modules() if isinstance(part, StaticEmbedding)]
+    return any(not isinstance(part, WordVectors) for part in static)
+
+
 class GlyphEncoder(InputModule):  # type: ignore[misc]
     """A convolutional network for small drawings in black and white.
 

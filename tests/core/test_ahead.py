@@ -5,8 +5,10 @@ import pytest
 from b3_core.ahead import check_benchmarks, check_student, check_teacher
 from b3_core.config import (
     BenchmarkSpec,
+    ComputeSpec,
     DatasetSpec,
     EvalSpec,
+    LoraSpec,
     PipelineSpec,
     TeacherSpec,
     TrainSpec,
@@ -35,6 +37,27 @@ def test_a_student_of_texts_is_refused_for_pictures():
         check_student(spec(PICTURES))
     check_student(spec(PICTURES, train=TrainSpec(student="glyphs")))
     check_student(spec(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"compute": {"train_workers": 3}}, "batches of 64 rows .*train_workers: 3"),
+        ({"train": {"lora": {}}}, "student tokens has no layers to adapt"),
+        ({"compute": {"train_workers": 2, "gpus_per_worker": 1}}, "tokens trains on the CPU"),
+        ({"compute": {"report_to": ("mlflow",)}}, "compute.report_to needs mlflow"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(sections, message):
+    with pytest.raises(InputError, match=message):
+        check_student(spec(TEXTS, **sections))
+
+
+def test_a_training_that_can_be_is_not():
+    two = ComputeSpec(train_workers=2)
+    check_student(
+        spec(TEXTS, compute=two, train=TrainSpec(student="/models/bert", lora=LoraSpec()))
+    )
 
 
 def test_a_benchmark_without_its_folder_is_refused(tmp_path):

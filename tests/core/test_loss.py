@@ -16,6 +16,8 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import nn
 
+from b3_core import packaged, vision
+from b3_core.errors import InputError
 from b3_core.loss import GroupedInfoNCE
 from b3_core.pairs import NOBODY
 from tests.conftest import free_port
@@ -155,6 +157,12 @@ def test_half_precision_vectors_are_scored_in_32_bits():
     assert total.dtype == torch.float32
     exact = oracle([part.double().numpy() for (part,) in vectors], groups.numpy(), temperature=0.02)
     assert total.item() == pytest.approx(exact, rel=1e-5)
+
+
+def test_a_static_models_batch_is_not_cut():
+    with pytest.raises(InputError, match="chunk_rows is 4, but the model is static"):
+        GroupedInfoNCE(packaged.static_student(8, 0), temperature=TEMPERATURE, chunk_rows=4)
+    GroupedInfoNCE(vision.glyph_student(0), temperature=TEMPERATURE, chunk_rows=4)
 
 
 def test_groups_of_another_shape_are_refused():

@@ -105,6 +105,18 @@ def test_batches_come_in_order_from_any_on(mined, start, stop):
         same(batch, manifest, number)
 
 
+def test_two_readings_of_one_reader_do_not_disturb_each_other(mined):
+    store, stage = mined
+    artifact = store.get(stage.address)
+    manifest, reader = Manifest.load(artifact), ManifestReader(artifact)
+    half = len(reader) // 2
+    for _ in range(10):
+        for one, two in zip(reader.batches(0, half), reader.batches(half), strict=False):
+            same(one, manifest, one.batch)
+            same(two, manifest, two.batch)
+            same(reader[two.batch], manifest, two.batch)
+
+
 def test_a_batch_is_two_reads(mined):
     store, stage = mined
     artifact, reads = counted(store.get(stage.address))

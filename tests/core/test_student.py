@@ -117,6 +117,47 @@ def test_pooling_where_there_is_nothing_to_pool(models):
         teacher.load_model(str(models["clip"]), pooling="cls", device="cpu")
 
 
+@pytest.mark.parametrize("student", ["tokens", "static", "glyphs"])
+def test_pooling_for_a_packaged_student_is_refused(student):
+    with pytest.raises(InputError, match=f"model {student} pools no token vectors"):
+        build_student(TrainSpec(student=student, pooling="mean", dim=8), seed=0)
+
+
+@pytest.fixture
+def halved(models, tmp_path):
+    """The same BERT with its weights stored in 16 bits."""
+    model = teacher.load_model(str(models["bert"]), device="cpu").bfloat16()
+    model.save_pretrained(str(tmp_path / "halved"))
+    return str(tmp_path / "halved")
+
+
+def types(model):
+    return {parameter.dtype for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_stored_in_16_bits_train_in_32(precision, halved):
+    spec = TrainSpec(student=halved, precision=precision)
+    assert types(build_student(spec, seed=0)) == {torch.float32}
+    beside = spec.model_copy(update={"lora": LoraSpec(r=2)})
+    model = build_student(beside, seed=0)
+    frozen = {p.dtype for name, p in model.named_parameters() if "lora" not in name}
+    assert frozen == {torch.float32 if precision == "fp32" else torch.bfloat16}
+    assert types(teacher.Teacher(TeacherSpec(model=halved)).model) == {torch.float32}
+
+
+def test_adapters_are_merged_in_32_bits(halved):
+    spec = TrainSpec(student=halved, precision="bf16", lora=LoraSpec(r=2))
+    model = build_student(spec, seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=1e-3)
+    expected = model.float().encode(WORDS[:4])
+    merge_adapters(model)
+    assert types(model) == {torch.float32}
+    np.testing.assert_allclose(model.encode(WORDS[:4]), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["static", "qwen2"])
 def test_hard_negatives_and_groups_are_in_the_loss(kind, models, tmp_path):
     """The first loss is the formula's, over what the slots of the first batch hold."""

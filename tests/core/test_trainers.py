@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoModel, AutoTokenizer, TrainingArguments
 
 from b3_core.artifacts import Address
 from b3_core.collate import TextCollator
@@ -305,6 +305,7 @@ def test_padding_counts_for_nothing():
             "per_device_train_batch_size is 4 .*expected 8: 8 rows",
         ),
         ({"num_train_epochs": 3}, "num_train_epochs is 3 .*all epochs in one pass"),
+        ({"max_steps": 3}, "max_steps is 3 "),
         ({"accelerator_config": {"split_batches": True}}, "split_batches is True .*expected False"),
     ],
 )
@@ -319,6 +320,20 @@ def test_arguments_that_would_cut_the_plan(changes, message, made, mined, tmp_pa
     )
     with pytest.raises(InputError, match=message):
         trainer.get_train_dataloader()
+
+
+def test_chunks_that_would_not_be_are_refused(made):
+    encoder = AutoModel.from_pretrained(made[1])
+    with pytest.raises(InputError, match="chunk_rows is 4, but this module embeds all rows"):
+        ContrastiveModel(encoder, GroupedInfoNCE(temperature=0.05, chunk_rows=4))
+
+
+def test_a_column_of_pictures_is_no_text(made):
+    collate = TextCollator(AutoTokenizer.from_pretrained(made[1]))
+    item = {"query": {"text": "a"}, "positive": "b", "label": 0}
+    assert collate([item])["query_input_ids"].shape[0] == 1
+    with pytest.raises(InputError, match="column positive has images"):
+        collate([item | {"positive": {"image": "x.png"}}])
 
 
 def test_another_manifests_dataset_is_refused(made, mined, tmp_path):

@@ -120,6 +120,13 @@ def test_saved_and_loaded(student: SentenceTransformer, tmp_path: Path) -> None:
     assert np.array_equal(again.encode([drawing(0)]), student.encode([drawing(0)]))
 
 
+def test_texts_are_cut_to_max_length() -> None:
+    student = vision.glyph_student(0)
+    packaged.limit_length(student, 2)
+    short, long = student.encode(["red car", "red car in a street"], show_progress_bar=False)
+    np.testing.assert_allclose(short, long, atol=1e-6)
+
+
 def test_only_our_own_is_loaded(student: SentenceTransformer, tmp_path: Path) -> None:
     student.save_pretrained(str(tmp_path), create_model_card=False)
     for file, old, new in (
