@@ -114,7 +114,8 @@ class Deck:
         # each the whole number below or above, and together their share.
         step_S = np.floor(np.arange(units // each + 1) * share * each + 1e-9).astype(int)
         broken_S, broken = np.diff(step_S), step_S[-1]
-        row_UK[:broken] = self.rng.permuted(row_UK[:broken].ravel()).reshape(-1, k)
+        if broken:  # rows of one group in one unit could not be parted after this
+            row_UK[:broken] = _deal(row_UK[:broken].ravel(), self.rows.group_N, k, rng=self.rng)
         community_UK[:broken] = -1
         first_SP = np.arange(each) < broken_S[:, None]  # the places of random rows
         unit_SP = np.empty(first_SP.shape, np.int64)

@@ -48,8 +48,8 @@ def diff(before: Artifact, after: Artifact) -> dict[str, Any]:
     for name in dict.fromkeys([*datasets[0], *datasets[1]]):
         if name in datasets[0] and name in datasets[1]:
             sides = [
-                _Side(artifact, by_name[name])
-                for artifact, by_name in zip((before, after), datasets, strict=True)
+                _Side(artifact, by_name[name], head["variant_of_epoch"][-1])
+                for artifact, by_name, head in zip((before, after), datasets, heads, strict=True)
             ]
             found[name] = _compare(*sides)
         else:
@@ -86,13 +86,14 @@ def compare_partitions(before_N: Codes, after_N: Codes) -> dict[str, float]:
 class _Side:
     """One dataset of one manifest."""
 
-    def __init__(self, artifact: Artifact, entry: Mapping[str, Any]) -> None:
+    def __init__(self, artifact: Artifact, entry: Mapping[str, Any], variant: int) -> None:
         store = artifact.store
         assert isinstance(store, ArtifactStore)
         self.entry = entry
+        self.quality = entry["quality"][variant]
         pairs = store.get(Address(entry["name"], "pairs", entry["pairs"]))
         self.table = PairTable.load(pairs, "train")
-        last = Address(entry["name"], "communities", entry["communities"][-1])
+        last = Address(entry["name"], "communities", entry["communities"][variant])
         self.label_N = Partition.load(store.get(last)).label_N
 
     @property
@@ -118,8 +119,7 @@ def _compare(before: _Side, after: _Side) -> dict[str, Any]:
             before.label_N[old_X].astype(np.int64), after.label_N[new_X].astype(np.int64)
         ),
         "quality": {
-            name: [side.entry["quality"][-1].get(name) for side in (before, after)]
-            for name in _FIGURES
+            name: [side.quality.get(name) for side in (before, after)] for name in _FIGURES
         },
     }
 

@@ -44,14 +44,14 @@ def count_edges(window_NW: npt.NDArray[np.int32]) -> Edges:
 
 
 def mean_score(window_NW: npt.NDArray[np.int32], score_NW: npt.NDArray[np.float32]) -> float:
-    """Return the mean score of the rows that are in windows; 1 where there are none."""
+    """Return the mean of what scores of rows in windows are above 0; 1 where none is."""
     total, count = 0.0, 0
     for start in range(0, len(window_NW), 1 << 16):
         here = slice(start, start + (1 << 16))
         held_XW = np.asarray(window_NW[here]) >= 0
-        total += float(score_NW[here][held_XW].sum(dtype=np.float64))
+        total += float(np.maximum(score_NW[here][held_XW], 0).sum(dtype=np.float64))
         count += int(held_XW.sum())
-    return total / count if count else 1.0
+    return total / count if total else 1.0
 
 
 def count_mutual(

@@ -214,7 +214,9 @@ class Shard(DatasetStage):
             for side in (("positive",) if spec.reads == "positive" else ("query", "positive"))
         }
         positive_ND = vectors["positive"]
-        teacher.Embeddings(vectors.get("query", positive_ND), positive_ND).save(draft)
+        query_ND = vectors.get("query", positive_ND)
+        teacher.check_norms(query_ND, positive_ND, mine["row_id"].to_numpy())
+        teacher.Embeddings(query_ND, positive_ND).save(draft)
         draft.counts["rows"] = self.stop - self.start
 
 
@@ -371,7 +373,8 @@ def _fresh_rows(ref: PairsRef, earlier: PairsRef | None, store: ArtifactStore) -
     now = ref.table(store)
     if earlier is None:
         return now.table
-    return now.table.take(np.flatnonzero(pairs.rows_before(now, earlier.table(store)) < 0))
+    fresh_N = pairs.rows_before(now, earlier.table(store)) < 0
+    return now.table.filter(pa.array(fresh_N))  # take would join the texts, 2 GiB at most
 
 
 def _shards(store: ArtifactStore, shard: Shard, shard_rows: int) -> tuple[Shard, ...]:

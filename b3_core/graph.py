@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from b3_core.artifacts import Artifact, Draft
 from b3_core.neighbours import RankTable
 
-VERSION = 2
+VERSION = 3
 
 _LEAST = 1e-3  # weight of an edge whose score is not positive: it is in the window all the same
 
@@ -163,12 +163,17 @@ def link(
         both_NN = window_NN.multiply(window_NN.T) if mode == "mutual" else window_NN + window_NN.T
         return CsrGraph.of(both_NN)
     scored_NN = _directed(ranks, p, p + m, scored=True)
-    unit = float(scored_NN.data.mean()) if unit is None else unit
+    unit = _unit_score(scored_NN.data) if unit is None else unit
     scored_NN.data = np.maximum(scored_NN.data / np.float32(unit), _LEAST)
     if mode == "union":
         return CsrGraph.of(scored_NN + scored_NN.T)
     here_NN = scored_NN.multiply(window_NN.T)
     return CsrGraph.of((here_NN + here_NN.T) / 2)
+
+
+def _unit_score(score_E: npt.NDArray[np.float32]) -> float:
+    """Return the mean of what scores are above 0, as :func:`edges.mean_score` does; else 1."""
+    return float(np.maximum(score_E, 0).mean(dtype=np.float64)) or 1.0 if score_E.size else 1.0
 
 
 def too_hard(ranks: RankTable | Excerpt, *, p: int) -> CsrGraph:

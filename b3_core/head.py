@@ -35,6 +35,7 @@ class _Settings(_Strict):
     mining: MiningSpec
     batches: BatchSpec
     weights: list[float]
+    order: list[Name] = Field(default_factory=list)
     seed: int
     leg: NonNegativeInt = 0
 
@@ -130,6 +131,7 @@ def _stated(head: _Head) -> dict[str, Any]:
     found["layout"] = head.layout.file_batches % head.layout.group_batches
     found["datasets"] = len({entry.name for entry in head.datasets})
     found["settings.weights"] = len(head.settings.weights)
+    found["settings.order"] = head.settings.order
     for entry in head.datasets:
         found[f"m of {entry.name}"], found[f"p of {entry.name}"] = entry.m, entry.p
         found[f"communities of {entry.name}"] = len(entry.communities)
@@ -147,6 +149,7 @@ def _following(head: _Head) -> dict[str, Any]:
         "layout": 0,  # files of whole row groups
         "datasets": len(head.datasets),  # each once
         "settings.weights": len(head.datasets),
+        "settings.order": [entry.name for entry in head.datasets if len(head.datasets) > 1],
     }
     for entry in head.datasets:
         expected[f"m of {entry.name}"] = mining.m

@@ -127,6 +127,8 @@ class Manifest:
     def _slots(self, batches: range, pairs: Sequence[PairTable]) -> pa.Table:
         """Return some batches' lines."""
         every = pa.concat_tables([table.table.select(["row_id", "key"]) for table in pairs])
+        long = every.schema.set(1, pa.field("key", pa.large_string()))  # 2 GiB are 67 million keys
+        every = every.cast(long)
         part = slice(batches.start, batches.stop)
         row_SB = self.plan.row_SB[part]
         dataset_SB, negative_SBH = self.plan.dataset_SB[part], self.negatives.row_SBH[part]
@@ -141,7 +143,7 @@ class Manifest:
             pa.DictionaryArray.from_arrays(pa.array(dataset_SB.ravel().astype(np.int8)), names),
             row_SB.ravel(),
             named["row_id"].combine_chunks(),
-            named["key"].combine_chunks(),
+            named["key"].combine_chunks().cast(pa.string()),
             self.plan.community_SB[part].ravel(),
             pa.ListArray.from_arrays(
                 np.arange(len(batches) * size + 1, dtype=np.int32) * each, negative_SBH.ravel()

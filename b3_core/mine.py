@@ -140,12 +140,11 @@ class Communities(DatasetStage):
         edges = store.get(self.graph.address)
         attract = graph.CsrGraph.load(edges, "attract")
         repel = graph.CsrGraph.load(edges, "repel")
-        now = self.ref.table(store)
         mining = self.graph.ranks.partitioning(self.mining, attract)
         given: dict[str, Any] = {
             "attract": attract,
             "repel": repel,
-            "group_N": now.group_N,
+            "group_N": self.ref.group_N(store),
             "spec": mining,
             "rng": generator(self.seed, "balance"),
             "progress": progress,
@@ -157,6 +156,7 @@ class Communities(DatasetStage):
             partition = balance.balance(found_N, **given)
         else:
             then = communities.Partition.load(store.get(self.earlier.address))
+            now = self.ref.table(store)
             same_N = pairs.rows_before(now, self.earlier.ref.table(store))
             before_N = pairs.edited_rows(same_N, len(then.label_N))
             mended = mend.mend(then.label_N, before_N, edited_N=before_N != same_N, **given)
@@ -207,6 +207,8 @@ class ManifestOf(Stage):
             "mining": mining,
             "batches": batches,
             "weights": [ref.spec.weight for ref in self.refs],
+            # Batches name datasets by their place; of a single one nothing has to be said.
+            **({"order": [ref.spec.name for ref in self.refs]} if len(self.refs) > 1 else {}),
             "seed": self.seed,
             **({"leg": self.leg} if self.leg else {}),
         }

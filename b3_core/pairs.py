@@ -29,7 +29,7 @@ from b3_core.groups import check_groups, codes
 from b3_core.inputs import ALL, MEDIUM, PACKED, Inputs, Seeing, Shelf
 from b3_core.media import MediaLimits
 
-VERSION = 2
+VERSION = 3
 
 SCHEMA = pa.schema(
     [

@@ -91,7 +91,7 @@ class Ranks(Ranking):
     def build(self, store: ArtifactStore, draft: Draft, progress: Progress) -> None:  # noqa: D102
         vectors = teacher.Embeddings.load(store.get(self.vectors))
         sides = vectors.query_ND, vectors.positive_ND
-        group_N = self.ref.table(store).group_N
+        group_N = self.ref.group_N(store)
         ranks = neighbours.rank(
             *sides,
             group_N=group_N,
@@ -166,7 +166,7 @@ class LabelRanks(Ranking):
         ranks = labels.rank_labels(
             vectors.query_ND,
             vectors.positive_ND,
-            group_N=self.ref.table(store).group_N,
+            group_N=self.ref.group_N(store),
             share=self.share,
             progress=progress,
         )

@@ -307,6 +307,9 @@ def _hold_out(rows: pa.Table, uri: str, evaluate: EvalSpec) -> tuple[pa.Table, p
     if evaluate.kept_back:
         back = min(_share(evaluate.kept_back, len(size_G)), len(size_G) - 3)
     chosen = order_G[back:][: _share(evaluate.holdout, len(size_G) - back)]
+    # One group that is more than there may be would end the sum, with next to nothing held out.
+    small = chosen[size_G[chosen] <= evaluate.max_queries]
+    chosen = small if len(small) else chosen[:1]
     fitting = np.searchsorted(np.cumsum(size_G[chosen]), evaluate.max_queries, side="right")
     held_N = np.isin(group_N, chosen[: max(1, fitting)])
     train_N = ~(held_N | np.isin(group_N, order_G[:back]))

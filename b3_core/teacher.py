@@ -33,6 +33,36 @@ _MINIBATCH = 64  # texts of one forward pass: part of what decides the bits
 _NORM_TOLERANCE = 5e-3  # float16 keeps a unit vector's norm to about 1e-3
 
 
+def check_norms(
+    query_ND: npt.NDArray[np.float32],
+    positive_ND: npt.NDArray[np.float32],
+    row_id_N: npt.NDArray[np.int64] | None = None,
+) -> None:
+    """Refuse vectors that are no unit vectors, NaN among them.
+
+    Parameters
+    ----------
+    row_id_N
+        What the rows are called in an error; by their places, if absent.
+
+    Raises
+    ------
+    InputError
+        The first row that has one is named.
+    """
+    for side, vectors in (("query", query_ND), ("positive", positive_ND)):
+        norm_N = np.linalg.norm(vectors, axis=1)
+        bad = np.flatnonzero(~(np.abs(norm_N - 1) < _NORM_TOLERANCE))  # NaN is bad too
+        if bad.size:
+            row = bad[0] if row_id_N is None else row_id_N[bad[0]]
+            raise InputError(
+                f"the teacher's embedding of the {side} in row {row} has norm "
+                f"{norm_N[bad[0]]:.4g} ({bad.size} such rows)",
+                expected="finite vectors of norm 1",
+                remedy="try teacher.precision: fp32, or look at that row's text",
+            )
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """Unit vectors of a dataset's queries and positives, in row order.
@@ -49,16 +79,7 @@ class Embeddings:
     def __post_init__(self) -> None:
         if self.query_ND.shape != self.positive_ND.shape or self.query_ND.ndim != 2:
             raise ValueError(f"shapes {self.query_ND.shape} and {self.positive_ND.shape} differ")
-        for side, vectors in (("query", self.query_ND), ("positive", self.positive_ND)):
-            norm_N = np.linalg.norm(vectors, axis=1)
-            bad = np.flatnonzero(~(np.abs(norm_N - 1) < _NORM_TOLERANCE))  # NaN is bad too
-            if bad.size:
-                raise InputError(
-                    f"the teacher's embedding of the {side} in row {bad[0]} has norm "
-                    f"{norm_N[bad[0]]:.4g} ({bad.size} such rows)",
-                    expected="finite vectors of norm 1",
-                    remedy="try teacher.precision: fp32, or look at that row's text",
-                )
+        check_norms(self.query_ND, self.positive_ND)
 
     def save(self, draft: Draft) -> None:
         """Write both sides as float16: half the space, and ranks do not notice."""
@@ -350,11 +371,12 @@ def _text_alone(item: ModelInput, model: str) -> str:
     return str(item["text"])
 
 
+_MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".bin", ".jinja", ".tiktoken"}
+
+
 def _model_files(folder: Path) -> list[Path]:
     return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.is_file() and file.suffix in {".json", ".safetensors", ".txt", ".model", ".bin"}
+        file for file in folder.rglob("*") if file.is_file() and file.suffix in _MODEL_SUFFIXES
     )
 
 

@@ -45,7 +45,7 @@ def publish_manifests(pipeline: str, manifests: Mapping[tuple[str, int], Artifac
     places = []
     for (arm, seed), artifact in manifests.items():
         head = Manifest.read_head(artifact)
-        quality = head["datasets"][0]["quality"][-1]
+        quality = head["datasets"][0]["quality"][head["variant_of_epoch"][-1]]
         lines.append(
             f"| {arm} | {seed} | {head['batches']:,} of {head['batch_size']} rows "
             f"| {head['left_out']:,} | {quality['window']:.2f} | {quality['too_hard']:.2f} |"

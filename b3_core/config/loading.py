@@ -9,6 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from b3_core.config.models import PACKAGED
 from b3_core.config.pipeline import PipelineSpec
 from b3_core.errors import InputError
 
@@ -93,6 +94,9 @@ def absolute_uri(uri: str, base: Path) -> str:
 
 
 def _model(model: str, base: Path) -> str:
+    """Make a folder of weights absolute; a folder called like a packaged model is ``./static``."""
+    if model in PACKAGED:
+        return model
     folder = base / Path(model).expanduser()
     return str(folder.absolute()) if folder.is_dir() else model
 

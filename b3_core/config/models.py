@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from b3_core.config.base import Spec
 
+#: Models that come with packages: teachers and students that are named, not folders.
+PACKAGED = frozenset({"static", "tokens", "glyphs", "minilm"})
+
 Pooling = Annotated[
     Literal["mean", "cls", "lasttoken"] | None,
     Field(

@@ -41,7 +41,7 @@ class PipelineSpec(Spec):
     name: Name = Field(
         "pipeline", description="Names its deployments, and its results' place in the store."
     )
-    datasets: tuple[DatasetSpec, ...] = Field(min_length=1)
+    datasets: tuple[DatasetSpec, ...] = Field(min_length=1, max_length=128)  # 8 bits in a manifest
     teacher: TeacherSpec = TeacherSpec()
     mining: MiningSpec = MiningSpec()
     batches: BatchSpec = BatchSpec()

@@ -77,7 +77,7 @@ class Dataset:
         shown = choose(self.plan, self.number, many=many, rng=self.rng("shown"))
         texts = self._texts(shown)
         looked = Looked(up.sides, self._sight(), None if texts is None else texts.group_N)
-        quality = dict(up.entry["quality"][-1])
+        quality = dict(up.entry["quality"][head["variant_of_epoch"][-1]])
         epochs = len(head["variant_of_epoch"])
         left = int((self.plan.left_out[:, 1] == self.number).sum())
         found: dict[str, Any] = {

@@ -435,6 +435,18 @@ def test_a_share_of_each_batch_is_drawn_at_random(share, expected):
     assert np.mean([len(set(four)) for four in drawn.tolist()]) > 3  # not a community as it was
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_rows_drawn_at_random_keep_groups_apart(share):
+    """Groups of 25 rows, one in a community at most: no batch of 64 needs two of one group."""
+    rows = 6400
+    group_N = (np.arange(rows) % (rows // 25)).astype(np.int32)
+    part = partition_of(rows, 32)
+    part = dataclasses.replace(part, label_N=(np.arange(rows) // 32).astype(np.int32))
+    curriculum = (Phase(random_share=share),)
+    plan = plan_of([part], group_of=[group_N], batch_size=64, curriculum=curriculum)
+    assert plan.duplicates <= 4
+
+
 def test_epochs_may_use_other_communities():
     small, large = partition_of(46, 2, seed=1), partition_of(46, 6, seed=2)
     plan = plan_batches(

@@ -42,6 +42,15 @@ def test_a_teacher_may_be_just_its_name(config):
     assert load_config(config(LEAST + "teacher: minilm\n")).teacher.model == "minilm"
 
 
+def test_a_folder_called_like_a_packaged_model_does_not_replace_it(config, tmp_path):
+    (tmp_path / "static").mkdir()
+    (tmp_path / "own").mkdir()
+    assert load_config(config(LEAST)).teacher.model == "static"
+    for named in ("./static", "own"):
+        loaded = load_config(config(LEAST + f"teacher: {named}\n"))
+        assert loaded.teacher.model == str(tmp_path / named)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

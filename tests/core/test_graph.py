@@ -77,9 +77,9 @@ def test_union_window_of_eight_points(eight):
 
 
 def test_scores_weigh_the_window_of_eight_points(eight):
-    """In ranks 1, 2, 3 positives stand 55, 80, 100 degrees off; their mean cosine is the unit."""
+    """In ranks 1, 2, 3 positives stand 55, 80, 100 degrees off; what is below 0 counts as 0."""
     score = np.cos(np.radians([55, 80, 100]))
-    unit = np.maximum(score / score.mean(), 1e-3)
+    unit = np.maximum(score / np.maximum(score, 0).mean(), 1e-3)
     union_88 = dense(link(eight, p=1, m=3, mode="union", weights="score"))
     assert union_88[0].tolist() == pytest.approx(
         [0, unit[0], unit[1] + unit[2], 0, 0, 0, unit[1] + unit[2], unit[0]], abs=2e-3
@@ -87,6 +87,19 @@ def test_scores_weigh_the_window_of_eight_points(eight):
     mutual_88 = dense(link(eight, p=1, m=3, mode="mutual", weights="score"))
     both = (unit[1] + unit[2]) / 2
     assert mutual_88[0].tolist() == pytest.approx([0, 0, both, 0, 0, 0, both, 0], abs=2e-3)
+
+
+def test_windows_that_are_mostly_far_do_not_turn_weights_round():
+    """40 rows, windows that end at the far side: the nearer of two edges weighs more."""
+    rng = np.random.default_rng(0)
+    vector_ND = rng.normal(size=(40, 8)).astype(np.float32)
+    vector_ND /= np.linalg.norm(vector_ND, axis=1, keepdims=True)
+    ranks = rank(vector_ND, vector_ND, group_N=np.arange(40), width=39)
+    graph = link(ranks, p=19, m=20, mode="union", weights="score")
+    row_E = np.repeat(np.arange(40), np.diff(graph.indptr))
+    score_E = (vector_ND[row_E] * vector_ND[graph.indices]).sum(axis=1)
+    near_E = score_E > 0
+    assert graph.weight[near_E].min() > graph.weight[~near_E].max()
 
 
 def test_a_narrower_window_of_eight_points_is_mutual_nowhere(eight):

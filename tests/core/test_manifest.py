@@ -107,6 +107,15 @@ def test_negatives_are_in_the_manifest_and_checked(tmp_path):
         verify(forged(store, stage, negatives=Negatives(np.ascontiguousarray(members))))
 
 
+def test_the_order_of_datasets_is_part_of_what_a_manifest_is(tmp_path):
+    store, stage = mine(tmp_path, BatchSpec(batch_size=8), topic_table(50), topic_table(75))
+    turned = dataclasses.replace(stage, partitions=stage.partitions[::-1])
+    assert turned.address != stage.address
+    turned.run(store)
+    for each in (stage, turned):
+        assert verify(store.get(each.address))
+
+
 def test_batches_across_datasets_are_kept_and_checked_slot_by_slot(tmp_path):
     at_random = (Phase(epochs=2, random_share=1),)
     batching = BatchSpec(batch_size=8, mixing="across", negatives=1, curriculum=at_random)

@@ -181,6 +181,17 @@ def test_max_queries_cuts_the_held_out_part(tmp_path: Path) -> None:
     assert set(texts(small.heldout)) < set(texts(large.heldout))
 
 
+def test_a_group_of_more_than_may_be_held_out_takes_no_others_place(tmp_path: Path) -> None:
+    """One answer of 30 rows among 100 of one: some queries are held out whatever the order is."""
+    for trial in range(10):
+        rows: Rows = [(f"{trial} {i}", f"{trial} {max(i, 30)}", 0) for i in range(130)]
+        split = read_split(
+            spec(write(tmp_path / "x.parquet", rows)), EvalSpec(holdout=0.2, max_queries=20)
+        )
+        assert 18 <= len(split.heldout) <= 20
+        assert len(split.train) + len(split.heldout) == 130
+
+
 def test_the_rest_of_an_oversized_group_is_in_neither_part(tmp_path: Path) -> None:
     uri = write(tmp_path / "x.parquet", numbered(60, per_group=20))
     split = read_split(spec(uri), EvalSpec(max_queries=5))

@@ -56,6 +56,8 @@ def test_identity_is_the_weights_not_the_path(tmp_path):
     assert a == b
     (tmp_path / "b" / "config.json").write_text("{}")
     assert model_identity(str(tmp_path / "b"), None) != a
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ text }}")
+    assert model_identity(str(tmp_path / "a"), None) != a
     assert model_identity("org/model", "0" * 40) == {"hub": "org/model", "revision": "0" * 40}
 
 
