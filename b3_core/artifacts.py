@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,11 @@ def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a local file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_fingerprint(name: str) -> bool:
+    """Say whether a folder's name can be an artifact's fingerprint."""
+    return re.fullmatch(r"[0-9a-f]{20}", name) is not None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
     all files -> by artifact -> those that its record does not name, or all if it has none
               -> drafts and probes
 
-A run that is at work has such files too, so only old ones count. Finished artifacts are never
+A run that is at work has such files too, so only old ones count; and only what lies where artifacts
+do, below a fingerprint: a folder may hold other things beside a store. Finished artifacts are never
 touched, whether or not anything still needs them, but for a checkpoint whose student is there, and
 for the vectors of a student that is gone.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from b3_core.artifacts import Address
+from b3_core.artifacts import Address, is_fingerprint
 from b3_core.checkpoints import STAGE
 from b3_core.kept import is_kept
 from b3_core.store import DRAFTS, PROBE, RECORD, ArtifactStore
@@ -76,7 +77,7 @@ def _unnamed(
             yield path, "a draft that was never finished"
         elif parts[0].startswith(PROBE):
             yield path, "a probe of whether the store can be written"
-        elif len(parts) > _ADDRESS and not parts[0].startswith("."):
+        elif len(parts) > _ADDRESS and is_fingerprint(parts[_ADDRESS - 1]):
             artifacts.setdefault("/".join(parts[:_ADDRESS]), set()).add(path)
     for folder, found in artifacts.items():
         if f"{folder}/{RECORD}" not in found:

@@ -22,18 +22,19 @@ import typer
 from prefect import get_client
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import DeploymentSchedule, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.settings import PREFECT_API_URL
 
 from b3_core.config import load_config
 from b3_core.errors import B3Error, InputError
 from deployments import POOL
-from tasks.turns import GPU_LIMIT
+from tasks.turns import GPU_LIMIT, PART
 
 FLOWS = ("pipeline", "mine", "train", "evaluate", "watch")
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,19 @@ _SERVER_SECONDS = 120
 _ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 _NOTIFY = "b3: failed or crashed, so notify"
 _HEARTBEAT = "prefect.flow-run.heartbeat"
+_WATCHES = 4  # at once: those that came due while no worker was there come all together
 _SILENCE = timedelta(seconds=100)  # three heartbeats and a little
+_BEGINNING = timedelta(minutes=10)  # from a worker's taking a run to the run's first state
+_ANY_RUN = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
+_OURS = ResourceSpecification(
+    {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.b3"}
+)
+_OURS_AND_PARTS = ResourceSpecification(
+    {
+        "prefect.resource.role": "tag",
+        "prefect.resource.id": ["prefect.tag.b3", f"prefect.tag.{PART}"],
+    }
+)
 
 
 def config_file(named: str) -> Path:
@@ -107,8 +120,15 @@ async def bootstrap(
     Raises
     ------
     InputError
-        Two CONFIGs have one name, or one has that of the queue of all ``watch`` deployments.
+        No server is named; two CONFIGs have one name, or one has that of the queue of all ``watch``
+        deployments.
     """
+    if PREFECT_API_URL.value() is None:
+        raise InputError(
+            "no Prefect server is named to deploy to",
+            expected="its address, such as http://host:4200/api, in PREFECT_API_URL",
+            remedy="set it, or run: make cluster",
+        )
     names: dict[str, Path] = {}
     for config in configs:
         name = load_config(config).name
@@ -123,12 +143,17 @@ async def bootstrap(
         await _reach(client)
         await _make_pool(client, list(names))
         chosen = await _Chosen.read(client, list(names))
-        for name, config in names.items():
-            deploy(config, name)
-            typer.echo("deployed: " + " ".join(f"{flow}/{name}" for flow in FLOWS))
+        try:
+            for name, config in names.items():
+                deploy(config, name)
+                typer.echo("deployed: " + " ".join(f"{flow}/{name}" for flow in FLOWS))
+        finally:  # what the first of two set back is set again though the second fails
+            await chosen.restore(client, schedules=watch_seconds is None)
         if watch_seconds is not None:
             await _watch_every(client, list(names), watch_seconds)
         await _make_automation(client, _zombies())
+        await _make_automation(client, _stuck())
+        await chosen.restore_automations(client)
         if notify:
             await _make_automation(client, await _notification(notify))
         elif notify is not None:
@@ -138,7 +163,6 @@ async def bootstrap(
         elif gpu_runs is not None:
             with contextlib.suppress(ObjectNotFound):
                 await client.delete_global_concurrency_limit_by_name(GPU_LIMIT)
-        await chosen.restore(client, schedules=watch_seconds is None)
 
 
 @dataclass(frozen=True)
@@ -147,18 +171,21 @@ class _Chosen:
 
     schedules: Mapping[tuple[str, str | None], DeploymentSchedule]
     """Deployment, slug -> what it was."""
+    paused: Set[str]
+    """Deployments."""
     off: Set[str]
     """Names of automations."""
 
     @classmethod
     async def read(cls, client: PrefectClient, names: Sequence[str]) -> Self:
-        schedules = {}
+        schedules, paused = {}, set()
         for title in (f"{flow}/{name}" for flow in FLOWS for name in names):
             with contextlib.suppress(ObjectNotFound):
                 found = await client.read_deployment_by_name(title)
                 schedules |= {(title, each.slug): each for each in found.schedules}
+                paused |= {title} if found.paused else set()
         off = {each.name for each in await client.read_automations() if not each.enabled}
-        return cls(schedules, off)
+        return cls(schedules, paused, off)
 
     async def restore(self, client: PrefectClient, *, schedules: bool) -> None:
         """Set it again; of schedules whether they are on, and when they run if asked to."""
@@ -171,6 +198,13 @@ class _Chosen:
                     await client.update_deployment_schedule(
                         deployment.id, now.id, active=then.active, **when
                     )
+        for title in self.paused:
+            deployment = await client.read_deployment_by_name(title)
+            await client.pause_deployment(deployment.id)
+        await self.restore_automations(client)
+
+    async def restore_automations(self, client: PrefectClient) -> None:
+        """Switch off again those that were."""
         for automation in await client.read_automations():
             if automation.name in self.off:
                 await client.pause_automation(automation.id)
@@ -191,10 +225,9 @@ async def _reach(client: PrefectClient) -> None:
 async def _make_pool(client: PrefectClient, queues: Sequence[str]) -> None:
     try:
         await client.read_work_pool(POOL)
-        await client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
     except ObjectNotFound:
         await client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-    for queue, limit in [*((name, 1) for name in queues), ("watch", None)]:
+    for queue, limit in [*((name, 1) for name in queues), ("watch", _WATCHES)]:
         try:
             made = await client.create_work_queue(queue, work_pool_name=POOL)
         except ObjectAlreadyExists:
@@ -235,7 +268,8 @@ def _zombies() -> AutomationCore:
         trigger=EventTrigger(
             after={_HEARTBEAT},
             expect={_HEARTBEAT, *_ENDED},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match=_ANY_RUN,
+            match_related=_OURS_AND_PARTS,  # others' runs may be silent for longer
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -250,6 +284,30 @@ def _zombies() -> AutomationCore:
     )
 
 
+def _stuck() -> AutomationCore:
+    """Mark a run as crashed that was handed to a worker and never began: it holds its queue."""
+    return AutomationCore(
+        name="b3: never began, so crashed",
+        description="A run whose worker died before its process began would stay Pending for ever.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.Pending"},
+            expect={"prefect.flow-run.Running", _HEARTBEAT, *_ENDED},
+            match=_ANY_RUN,
+            match_related=_OURS,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=_BEGINNING,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"did not begin within {_BEGINNING.seconds} s: its worker is gone",
+            )
+        ],
+    )
+
+
 async def _notification(url: str) -> AutomationCore:
     from prefect.blocks.webhook import Webhook  # noqa: PLC0415 - a block, only where it is used
 
@@ -259,10 +317,8 @@ async def _notification(url: str) -> AutomationCore:
         name=_NOTIFY,
         trigger=EventTrigger(
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            match_related=ResourceSpecification(
-                {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.b3"}
-            ),
+            match=_ANY_RUN,
+            match_related=_OURS,
             for_each={"prefect.resource.id"},
             posture=Posture.Reactive,
             threshold=1,

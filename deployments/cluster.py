@@ -51,7 +51,9 @@ PROGRAMS = (
 _BIN = Path(sys.executable).parent
 _CONF = Path(__file__).with_name("supervisord.conf")
 _WANTED_PORTS = {"prefect": 4200, "ray": 6380, "s3": 9000, "worker": 8080}
-_LONGEST_SOCKET = 90  # a Unix socket's path may have 107 bytes, and names are added to the folder
+_LONGEST_SOCKET = 84  # a Unix socket's path may have 107 bytes; postgres/.s.PGSQL.5432 is added
+#: Of the shell's, these would go along with the gateway's own keys, or lead past it.
+_FOREIGN = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3")
 _START_SECONDS = 120
 _POLL_SECONDS = 0.2
 
@@ -126,7 +128,7 @@ class Cluster:
         ports = self.settings["ports"]
         digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:8]
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _FOREIGN},
             **RAY_ENVIRONMENT,
             **self.client_environment,
             "B3_CLUSTER": str(self.home),
@@ -294,6 +296,8 @@ def up(
     with _one_line():
         cluster = Cluster.at(home, create=True)
         cluster.start(typer.echo)
+        for name in _FOREIGN:
+            os.environ.pop(name, None)
         os.environ.update(cluster.environment)
         put_sample(pairs)
         typer.echo(f"sample dataset: s3://{BUCKET}/data/python-code")
@@ -326,6 +330,7 @@ def status(*, home: Home = _HOME) -> None:
 def env(*, home: Home = _HOME) -> None:
     """Print shell lines that lead commands to this installation."""
     with _one_line():
+        typer.echo("unset " + " ".join(_FOREIGN))
         for name, value in Cluster.at(home).client_environment.items():
             typer.echo(f"export {name}={shlex.quote(value)}")
 

@@ -1,6 +1,6 @@
 """The flow ``evaluate``: students in, the table of arms out."""
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -20,7 +20,7 @@ from flows.train import train
 from tasks import reporting
 from tasks.artifacts import publish_benchmarks, publish_promotion, publish_results
 from tasks.stages import evaluate_student, run_stage
-from tasks.turns import gpu_turn
+from tasks.turns import PART, gpu_turn
 
 
 @flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
@@ -34,7 +34,8 @@ def evaluate(spec: PipelineSpec) -> outcome.Outcome:
     with session(spec.compute) as ray:
         plan = plan_of(spec, store)
         if missing(plan.students, store):
-            train(spec)
+            with tags(PART):
+                train(spec)
         key_of = {made.address: key for key, made in reversed(plan.evaluations.items())}
         unjudged = {
             key_of[made.address]: made for made in missing(plan.evaluations.values(), store)

@@ -1,6 +1,6 @@
 """The flow ``pipeline``: mine, train and evaluate in one run."""
 
-from prefect import flow
+from prefect import flow, tags
 
 from b3_core import ahead
 from b3_core.config import PipelineSpec
@@ -9,6 +9,7 @@ from flows.evaluate import evaluate
 from flows.mine import mine
 from flows.outcome import Outcome
 from flows.train import train
+from tasks.turns import PART
 
 
 @flow(name="pipeline", persist_result=False)
@@ -23,7 +24,7 @@ def pipeline(spec: PipelineSpec) -> Outcome:
     """
     ahead.check_student(spec)
     ahead.check_benchmarks(spec)
-    with session(spec.compute):  # the three subflows share one Ray
+    with tags(PART), session(spec.compute):  # the three subflows share one Ray
         mined = mine(spec)
         trained = train(spec)
         results = evaluate(spec)

@@ -1,6 +1,6 @@
 """The flow ``train``: manifests in, one student each out."""
 
-from prefect import flow
+from prefect import flow, tags
 
 from b3_core import ahead
 from b3_core.config import PipelineSpec
@@ -11,7 +11,7 @@ from flows import outcome
 from flows.mine import mine, mine_again, plan_of
 from tasks.events import STUDENTS_TRAINED, announce
 from tasks.stages import train_students, verify_manifests
-from tasks.turns import gpu_turn
+from tasks.turns import PART, gpu_turn
 
 
 @flow(name="train", persist_result=False)
@@ -28,7 +28,8 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
     with session(spec.compute) as ray:
         for number, leg in enumerate(plan.legs):
             if missing(leg.manifests.values(), store):
-                mine_again(spec, number) if number else mine(spec)
+                with tags(PART):
+                    mine_again(spec, number) if number else mine(spec)
             untrained = missing(leg.students.values(), store)
             if untrained:
                 verify_manifests(untrained, store)

@@ -3,12 +3,14 @@
 Said first and remembered then, so an event comes once or more and is never lost.
 """
 
+import contextlib
 import time
 from typing import Any
 from uuid import uuid4
 
+import httpx
 from prefect import runtime
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events import emit_event
 from prefect.events.filters import EventFilter, EventIDFilter
 
@@ -48,13 +50,20 @@ def emit(event: str, *, resource: str, pipeline: str, payload: dict[str, Any]) -
     wanted = EventFilter(id=EventIDFilter(id=[identity]))
     deadline = time.monotonic() + _DELIVERY_SECONDS
     with get_client(sync_client=True) as client:
-        while not client.read_events(filter=wanted, limit=1).events:
+        while not _has(client, wanted):
             if time.monotonic() > deadline:
                 raise B3Error(
                     f"the Prefect server has not taken the event {event} of {resource}",
                     remedy="look at the server's log; the next run says it again",
                 )
             time.sleep(0.5)
+
+
+def _has(client: SyncPrefectClient, wanted: EventFilter) -> bool:
+    """Ask the server whether it has an event; one that is just starting has not yet."""
+    with contextlib.suppress(httpx.TransportError):
+        return bool(client.read_events(filter=wanted, limit=1).events)
+    return False
 
 
 def announce(event: str, store: ArtifactStore, *, pipeline: str, uris: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Taking turns at GPUs, between runs of whatever CONFIG."""
+"""What runs have in common with others: turns at GPUs, and the tags that automations look for."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,6 +9,9 @@ from b3_core.config import ComputeSpec
 
 #: A global concurrency limit; bootstrap makes it. Where there is none, nobody waits.
 GPU_LIMIT = "b3-gpu"
+
+#: Of runs that are part of another run.
+PART = "b3-part"
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def leave(store, path, content=b"litter"):
 
 LITTER = [
     "faq/ranks/0123456789abcdef0123/deep/a.000000000000.json",  # a writer that lost the race
-    "faq/graph/ffff/attract.npy",  # killed before its record
+    "faq/graph/ffffffffffffffffffff/attract.npy",  # killed before its record
     ".drafts/b3-draft-1/score.npy",
     ".probe-1",
 ]
@@ -35,7 +35,9 @@ def test_only_what_no_record_names(store):
     assert find_orphans(store, older_than=-1) == []
     for path in LITTER:
         leave(store, path)
-    leave(store, ".ray/results/x", b"Ray's own")
+    # What is no artifact, though it lies as deep: Ray's, a cluster's data, datasets in the bucket.
+    for path in (".ray/results/x", "cluster/postgres/base/5/1259", "data/faq/train/part-0.parquet"):
+        leave(store, path, b"of others")
     found = find_orphans(store, older_than=-1)
     assert [orphan.path for orphan in found] == sorted(LITTER)
     assert {orphan.size for orphan in found} == {6}
@@ -55,7 +57,7 @@ def test_what_was_written_again_since_it_was_listed_stays(store):
 
 
 def test_a_run_at_work_is_left_alone(store):
-    leave(store, "faq/graph/ffff/attract.npy")
+    leave(store, "faq/graph/ffffffffffffffffffff/attract.npy")
     assert find_orphans(store, older_than=3600) == []
     assert len(find_orphans(store, older_than=3600, now=time.time() + 3700)) == 1
 
