@@ -11,7 +11,6 @@ import io
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from b3_core.errors import CorruptArtifactError
 from b3_core.remote import Ranged
+from b3_core.scratch import scratch
 
 
 def canonical_json(value: object) -> bytes:
@@ -229,9 +229,9 @@ class Artifact:
     @contextlib.contextmanager
     def folder(self, prefix: str) -> Iterator[Path]:
         """Lay the files under ``prefix/`` out in a temporary folder under their logical names."""
-        with tempfile.TemporaryDirectory(prefix="b3-") as temporary:
-            self.lay_out(Path(temporary), f"{prefix}/")
-            yield Path(temporary)
+        with scratch() as folder:
+            self.lay_out(folder, f"{prefix}/")
+            yield folder
 
 
 @dataclass

@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from b3_core import scratch
+
 #: What the folder of an artifact in the making is called.
 DRAFT = "b3-draft-"
 
@@ -79,7 +81,7 @@ def unused(*, older_than: float, now: float | None = None) -> list[tuple[Path, i
 
 
 def left_drafts(*, older_than: float, now: float | None = None) -> list[tuple[Path, int]]:
-    """List drafts for a remote store that killed processes of this user left, with their sizes.
+    """List what killed processes of this user left in TMPDIR, with sizes: drafts, checkpoints.
 
     Parameters
     ----------
@@ -88,7 +90,8 @@ def left_drafts(*, older_than: float, now: float | None = None) -> list[tuple[Pa
     """
     latest = (time.time() if now is None else now) - older_than
     found = []
-    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{DRAFT}*")):
+    drafts = sorted(Path(tempfile.gettempdir()).glob(f"{DRAFT}*"))
+    for folder in [*drafts, *scratch.left()]:
         with contextlib.suppress(FileNotFoundError):
             infos = [file.stat() for file in (folder, *folder.rglob("*"))]
             if infos[0].st_uid == os.getuid() and max(each.st_mtime for each in infos) < latest:

@@ -12,7 +12,6 @@ Legend: S batches, B rows of a batch.
 
 import math
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,6 +41,7 @@ from b3_core.negatives import Negatives
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
 from b3_core.sampler import TrainerSampler
+from b3_core.scratch import scratch
 from b3_core.slots import Marks, Slots, row_dataset, slot_dataset
 from b3_core.static import SparseMean, TokenTable, is_static
 from b3_core.student import build_student, merge_adapters, save_memory
@@ -145,7 +145,7 @@ def train_student(
         compute = compute or ComputeSpec()
         if compute.gradient_checkpointing:
             save_memory(model)
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="b3-trainer-"))
+        kept = stack.enter_context(scratch())
         slots = Slots.of_pairs(plan, pairs, negatives)
         marks = None
         if spec.positive_margin is not None:
@@ -163,7 +163,7 @@ def train_student(
                 expected="a model of images and texts",
                 remedy="name one in train.student",
             )
-        arguments = _arguments(model, spec, plan=plan, seed=seed, output=scratch)
+        arguments = _arguments(model, spec, plan=plan, seed=seed, output=str(kept))
         arguments.run_name = run or None
         arguments.dataloader_num_workers = compute.loader_workers if shelves else 0
         factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)

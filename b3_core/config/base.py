@@ -2,9 +2,26 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _bare(uri: str) -> str:
+    """Refuse a URI with a user or key in it: CONFIG is kept by servers, and shown to everybody."""
+    scheme, found, place = uri.partition("://")
+    if found and ("@" in place.split("/", 1)[0] or (scheme.startswith("http") and "?" in place)):
+        raise PydanticCustomError(
+            "credentials",
+            "carries credentials, which would be in every log: take them out, and set them in the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+        )
+    return uri
+
+
+#: A path, or a URI without credentials.
+Uri = Annotated[str, AfterValidator(_bare)]
 
 
 class Spec(BaseModel):

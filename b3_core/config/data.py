@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from b3_core.config.base import Name, Spec
+from b3_core.config.base import Name, Spec, Uri
 from b3_core.config.models import TeacherSpec, TrainSpec
 
 Task = Literal["retrieval", "grounding", "vqa", "classification"]
@@ -21,7 +21,7 @@ Prompted = TypeVar("Prompted", TeacherSpec, TrainSpec)
 class MediaSpec(Spec):
     """Where the images and videos of a dataset are, and what is done about those that are bad."""
 
-    root: str | None = Field(
+    root: Uri | None = Field(
         None,
         description="Folder or s3:// prefix that paths of images and videos are below, and never "
         "leave; by default the folder of the dataset's uri.",
@@ -56,7 +56,7 @@ class DatasetSpec(Spec):
     """One dataset of (query, positive) rows, each side a text, an image or video, or both."""
 
     name: Name = Field(description="Names the dataset's folder in the store.")
-    uri: str = Field(
+    uri: Uri = Field(
         description="Parquet, Arrow (a dataset that Hugging Face saved on disk) or tar "
         "(webdataset) file, folder or glob; local path or s3://."
     )
@@ -96,7 +96,7 @@ class DatasetSpec(Spec):
     weight: float = Field(
         1.0, gt=0, description="How early its batches come where batches.mixing is 'weighted'."
     )
-    eval_uri: str | None = Field(
+    eval_uri: Uri | None = Field(
         None,
         description="Held-out rows, same columns; by default a share of the groups is held out.",
     )

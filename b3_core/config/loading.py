@@ -52,7 +52,8 @@ def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
     try:
         spec = PipelineSpec.model_validate(dict(data))
     except ValidationError as error:
-        raise _one_line(error) from error
+        secret = error.errors()[0]["type"] == "credentials"  # they are in pydantic's own words
+        raise _one_line(error) from (None if secret else error)
     datasets = [
         d.model_copy(
             update={
@@ -118,7 +119,8 @@ def _one_line(error: ValidationError) -> InputError:
     if first["type"] == "missing":
         return InputError(f"CONFIG lacks '{where}'", remedy="add it")
     message = first["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(first["input"], (dict, list)) else f" is {first['input']!r}"
+    shown = not isinstance(first["input"], (dict, list)) and first["type"] != "credentials"
+    value = f" is {first['input']!r}" if shown else ""
     if not where:
         return InputError(f"CONFIG is not consistent: {message}", remedy="change one of them")
     return InputError(f"'{where}' in CONFIG{value}: {message}", remedy="correct the value")

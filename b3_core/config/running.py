@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from b3_core.config.base import Spec
+from b3_core.config.base import Spec, Uri
 
 
 class StoreSpec(Spec):
     """Where artifacts live. Credentials come from the environment, never from CONFIG."""
 
-    root: str = Field(".b3", description="Local folder or s3://bucket/prefix.")
+    root: Uri = Field(".b3", description="Local folder or s3://bucket/prefix.")
     single_writer: bool = Field(
         False,
         description="Accept a store that ignores If-None-Match (some S3 servers do); then only one "

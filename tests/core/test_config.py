@@ -42,6 +42,21 @@ def test_a_teacher_may_be_just_its_name(config):
     assert load_config(config(LEAST + "teacher: minilm\n")).teacher.model == "minilm"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        LEAST.replace("data/faq.parquet", "s3://KEY:hush@bucket/faq"),
+        LEAST.replace("data/faq.parquet", "https://host/faq.parquet?sig=hush"),
+        LEAST + "    eval_uri: s3://KEY:hush@bucket/faq\n",
+        LEAST + "store: {root: 's3://KEY:hush@bucket/b3'}\n",
+    ],
+)
+def test_credentials_are_refused_before_anybody_keeps_them(config, text):
+    with pytest.raises(InputError, match="carries credentials") as refusal:
+        load_config(config(text))
+    assert "hush" not in str(refusal.value) and "hush" not in repr(refusal.value.__cause__)
+
+
 def test_a_folder_called_like_a_packaged_model_does_not_replace_it(config, tmp_path):
     (tmp_path / "static").mkdir()
     (tmp_path / "own").mkdir()

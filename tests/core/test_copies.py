@@ -12,6 +12,7 @@ import pytest
 from b3_core import copies
 from b3_core.artifacts import Address
 from b3_core.mined import MinedBatches
+from b3_core.scratch import scratch
 from b3_core.store import ArtifactStore
 from tests.trainers import small_manifest
 
@@ -49,8 +50,14 @@ def test_drafts_of_killed_processes_are_listed_when_all_of_them_is_old(folder: P
         for path in (draft / "deep", draft):
             os.utime(path, (time.time() - 2 * DAY,) * 2)
     put(at_work / "deep", "b.npy", 0)
-    found = copies.left_drafts(older_than=DAY)
-    assert [path for path, _ in found] == [left]
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gone = left.parent / f"b3-scratch-{ended.pid}-x"  # checkpoints of a training that was killed
+    gone.mkdir()
+    os.utime(gone, (time.time() - 2 * DAY,) * 2)
+    with scratch():
+        found = copies.left_drafts(older_than=DAY)
+    assert [path for path, _ in found] == [left, gone]
     assert found[0][1] >= 5
 
 
