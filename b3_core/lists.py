@@ -22,7 +22,7 @@ from b3_core import search
 from b3_core.progress import Progress, silent
 
 #: As many lists at most are found in one level. Of 300,000 drawn rows .984 of windows are in 384 of
-#: 1,171 lists then, .976 in two levels. It is a million rows, and some minutes of a core.
+#: 1,171 lists then, .976 in two levels. It is a million rows, and a minute of two cores.
 ONE_LEVEL = 4096
 _ROUNDS = 5  # of k-means; ten find .0007 more
 _SAMPLE = 64  # rows a list that k-means looks at
