@@ -116,6 +116,8 @@ class Desk(NamedTuple):
     near: npt.NDArray[np.float64]  # N: w(., A), by the edges of A's rows
     link: npt.NDArray[np.float64]  # N: w(i, .)
     tie: npt.NDArray[np.float64]  # C: w(i, C)
+    kin: npt.NDArray[np.float64]  # N: rows of A by group
+    theirs: npt.NDArray[np.float64]  # N: rows of another community by group
 
 
 def refine(
@@ -164,7 +166,9 @@ def sweep(net: Net, seats: Seats, order_C: npt.NDArray[np.int64]) -> tuple[int, 
     """
     rows, communities = len(seats.label), len(seats.member)
     threads = numba.get_num_threads()
-    desks = Desk(*(np.zeros((threads, cells)) for cells in (rows, rows, communities)))
+    groups = int(net.group.max(initial=-1)) + 1
+    cells_of = (rows, rows, communities, groups, groups)
+    desks = Desk(*(np.zeros((threads, cells)) for cells in cells_of))
     _tally(net, seats)  # sums that were kept up to date by adding collect rounding errors
     swaps, gained = 0, 0.0
     for part_X in np.array_split(order_C, min(PARTS, communities)):
@@ -180,17 +184,22 @@ def _propose(net: Net, seats: Seats, part_X: Any, desks: Desk) -> None:
     """For each row of some communities find the row to exchange it with; -1 if none gains."""
     # In a parallel loop numba loses what is written to an array that is taken out of a tuple there.
     near_TN, link_TN, tie_TC, mate_N = desks.near, desks.link, desks.tie, seats.mate
+    kin_TG, theirs_TG = desks.kin, desks.theirs
     for x in prange(len(part_X)):
         thread = numba.get_thread_id()
-        desk = Desk(near_TN[thread], link_TN[thread], tie_TC[thread])
+        desk = Desk(
+            near_TN[thread], link_TN[thread], tie_TC[thread], kin_TG[thread], theirs_TG[thread]
+        )
         members = seats.member[part_X[x]]
         _spread(net, members, desk.near)
+        _count_kin(net, members, desk.kin)
         for i in members:
             if i >= 0:
                 _spread(net, members[seats.place[i] : seats.place[i] + 1], desk.link)
                 mate_N[i] = _best(net, seats, i, desk)
                 _clear(net, members[seats.place[i] : seats.place[i] + 1], desk.link)
         _clear(net, members, desk.near)
+        _forget_kin(net, members, desk.kin)
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -200,12 +209,14 @@ def _best(net: Net, seats: Seats, i: int, desk: Desk) -> int:
     ``own`` holds w(i, A) and w(j, B), and the desk the rest: a gain costs no walk along edges.
     """
     a = seats.label[i]
-    kin_a = _kin(net, seats, i, a)
+    of_i = net.group[i]
+    kin_a = desk.kin[of_i] - 1.0 if of_i >= 0 else 0.0
     best_j, best_gain = -1, TOLERANCE
     options, tie_F = _options(net, seats, i, desk.tie)
     for f in range(len(options)):
         b = options[f]
-        kin_b = _kin(net, seats, i, b)
+        _count_kin(net, seats.member[b], desk.theirs)
+        kin_b = desk.theirs[of_i] if of_i >= 0 else 0.0
         for j in seats.member[b]:
             if j < 0:
                 break
@@ -213,12 +224,14 @@ def _best(net: Net, seats: Seats, i: int, desk: Desk) -> int:
             more_b = tie_F[f] - seats.own[j] - desk.link[j]
             gain = _rise(seats, a, more_a) + _rise(seats, b, more_b)
             pairs = kin_b - kin_a
-            if net.group[j] >= 0:
-                pairs += _kin(net, seats, j, a) - _kin(net, seats, j, b)
+            of_j = net.group[j]
+            if of_j >= 0:
+                pairs += desk.kin[of_j] - (desk.theirs[of_j] - 1.0)
                 pairs -= 2 * _of_one_group(net, i, j)
             gain -= net.penalty * pairs
             if gain > best_gain:
                 best_j, best_gain = j, gain
+        _forget_kin(net, seats.member[b], desk.theirs)
     return best_j
 
 
@@ -362,6 +375,21 @@ def _kin(net: Net, seats: Seats, row: int, community: int) -> int:
             if other >= 0 and other != row and _of_one_group(net, row, other):
                 kin += 1
     return kin
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _count_kin(net: Net, rows: Any, kin_G: Any) -> None:
+    """Count some rows by group: where a row is weighed against K others, each is one look-up."""
+    for row in rows:
+        if row >= 0 and net.group[row] >= 0:
+            kin_G[net.group[row]] += 1.0
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _forget_kin(net: Net, rows: Any, kin_G: Any) -> None:
+    for row in rows:
+        if row >= 0 and net.group[row] >= 0:
+            kin_G[net.group[row]] = 0.0
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
