@@ -12,6 +12,8 @@ Legend: N rows, R rows that are ranked, D width of a vector, M ranks kept, B row
 C candidates a row.
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -143,20 +145,21 @@ def rank(
         raise ValueError(f"cannot rank at width {width} by {method!r} in {memory_mb} MB")
     pairs = _Pairs.of(query_ND, positive_ND, group_N)
     rows = len(query_ND)
+    ranks = min(width, max(rows - 1, 0))
+    spare = min(spare, rows - 1 - ranks) if ranks else 0
     first = (
-        search.exact(pairs.positive_ND, memory_mb=memory_mb)
+        pairs.exact(ranks + spare, memory_mb=memory_mb)
         if method == "exact"
         else search.approximate(pairs.positive_ND, method=method, memory_mb=memory_mb)
     )
     if ahead is not None:
         first = ahead(pairs.positive_ND, first)
-    ranks = min(width, max(rows - 1, 0))
     return RankTable(
         *_rank_rows(
             pairs,
             np.arange(rows),
             ranks=ranks,
-            spare=min(spare, rows - 1 - ranks) if ranks else 0,
+            spare=spare,
             first=first,
             memory_mb=memory_mb,
             progress=progress,
@@ -242,6 +245,27 @@ class _Pairs:
                 f"groups {group_N.shape}"
             )
         return cls(finite(query_ND, "query"), finite(positive_ND, "positive"), group_N)
+
+    def exact(self, columns: int, *, memory_mb: int) -> search.Search:
+        """Search exactly, without the rows that can be at no query's first ``columns`` ranks.
+
+        Of rows with one positive and group, those after the first ``columns`` come after all of
+        these, whatever is asked: at equal scores the smaller row comes first, and an own group is
+        left out as a whole. With them, a positive that a thousand rows share would be a thousand
+        candidates of equal score for every query near it.
+        """
+        _, code_N, size_G = np.unique(self.group_N, return_inverse=True, return_counts=True)
+        count: Counter[bytes] = Counter()
+        asked_N = np.ones(len(self.group_N), bool)
+        for row in np.flatnonzero(size_G[code_N] > columns):
+            content = self.positive_ND[row].tobytes() + self.group_N[row].tobytes()
+            digest = hashlib.blake2b(content, digest_size=16).digest()
+            count[digest] += 1
+            asked_N[row] = count[digest] <= columns
+        if asked_N.all():
+            return search.exact(self.positive_ND, memory_mb=memory_mb)
+        row_A = np.flatnonzero(asked_N)
+        return search.Among(search.exact(self.positive_ND[row_A], memory_mb=memory_mb), row_A)
 
     def slack(self, ranks: int) -> int:
         """Choose how many candidates to ask for beyond M: faiss slows down by 10 % for 16 more.

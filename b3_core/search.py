@@ -156,6 +156,34 @@ class Faiss:
         return self._beyond
 
 
+class Among:
+    """A search among some of the rows, where the others need not be found.
+
+    Parameters
+    ----------
+    inner
+        Made for the positives of those rows.
+    row_A
+        The rows, ascending.
+    """
+
+    better: Callable[[], Search] | None = None
+
+    def __init__(self, inner: Search, row_A: npt.NDArray[np.intp]) -> None:
+        self.inner, self.row_A = inner, row_A
+
+    def propose(
+        self, query_BD: npt.NDArray[np.float32], candidates: int, row_B: npt.NDArray[np.intp]
+    ) -> Proposal:
+        """Search, and call rows by their numbers among all."""
+        most = min(candidates, len(self.row_A))
+        found = self.inner.propose(query_BD, most, row_B)
+        row_BC = np.where(found.row_BC < 0, -1, self.row_A[found.row_BC])
+        if most == len(self.row_A):  # none is missing that needs to be found
+            found = found._replace(ceiling_B=np.full(len(query_BD), -np.inf))
+        return found._replace(row_BC=row_BC)
+
+
 class Torch:
     """Exact search by matrix products, tile by tile, the best C merged.
 

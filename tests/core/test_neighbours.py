@@ -171,6 +171,25 @@ def test_duplicated_vectors_are_retried_until_the_tie_is_whole(searched):
     ]  # then all 400, without a search
 
 
+def test_a_positive_that_many_share_is_no_reason_to_search_again(searched):
+    """300 of 900 rows have one of three answers, in groups or split over two of them."""
+    rng = np.random.default_rng(0)
+    query_ND, positive_ND = random_pairs(900)
+    shared_N = rng.integers(9, size=900)
+    for answer in range(3):
+        positive_ND[shared_N == answer] = positive_ND[answer]
+    group_N = np.where(shared_N < 3, 2000 + shared_N, np.arange(900)).astype(np.int32)
+    group_N[(shared_N == 1) & (np.arange(900) % 2 == 0)] = 3000
+    table = rank(query_ND, positive_ND, group_N=group_N, width=30, spare=4)
+    # A tie of 34 at the last candidate is what is left to search for.
+    assert sum(queries for queries, _ in searched) < 1.1 * 900
+    expected = brute_force_rank(query_ND, positive_ND, group_N=group_N, width=34)
+    assert_same(
+        RankTable(table.neighbour_NM[:, :30], table.score_NM[:, :30]),
+        RankTable(expected.neighbour_NM[:, :30], expected.score_NM[:, :30]),
+    )
+
+
 def test_large_groups_are_searched_past(searched):
     query_ND, positive_ND = random_pairs(600, seed=4)
     # Three topics far apart, each one group: the best 200 of a row are all its own.
