@@ -7,6 +7,7 @@ import pickle
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -140,7 +141,9 @@ def test_links_swapped_all_the_time_never_lead_out(folder, tmp_path, moment):
     seen = Counter()
     try:
         root = MediaRoot(str(folder))
-        for _ in range(300):
+        deadline = time.monotonic() + 20
+        # A busy machine may run 300 reads before it swaps anything once.
+        while seen.total() < 300 or (len(seen) < 2 and time.monotonic() < deadline):
             try:
                 seen[root.read("deep/b.png")] += 1
             except MediaError as error:
