@@ -167,10 +167,10 @@ class Among:
         The rows, ascending.
     """
 
-    better: Callable[[], Search] | None = None
-
     def __init__(self, inner: Search, row_A: npt.NDArray[np.intp]) -> None:
         self.inner, self.row_A = inner, row_A
+        finer = inner.better
+        self.better: Callable[[], Search] | None = finer and (lambda: Among(finer(), row_A))
 
     def propose(
         self, query_BD: npt.NDArray[np.float32], candidates: int, row_B: npt.NDArray[np.intp]

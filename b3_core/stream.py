@@ -87,6 +87,7 @@ class ManifestReader:
         self._file: tuple[str, pq.ParquetFile] | None = None
         self._group: tuple[int, pa.Table] | None = None
         self._lock = threading.Lock()
+        self._reading = threading.Lock()  # Arrow's file object takes one reader at a time
 
     @classmethod
     def open(cls, uri: str) -> Self:
@@ -146,6 +147,10 @@ class ManifestReader:
 
     def _read_group(self, first: int) -> pa.Table:
         """Read the row group that begins with a batch."""
+        with self._reading:
+            return self._read_alone(first)
+
+    def _read_alone(self, first: int) -> pa.Table:
         name = self._layout.name(first)
         try:
             file = self._file  # others may read another one meanwhile

@@ -153,11 +153,11 @@ async def bootstrap(
             await _watch_every(client, list(names), watch_seconds)
         await _make_automation(client, _zombies())
         await _make_automation(client, _stuck())
-        await chosen.restore_automations(client)
         if notify:
             await _make_automation(client, await _notification(notify))
         elif notify is not None:
             await _drop_automation(client, _NOTIFY)
+        await chosen.restore_automations(client)
         if gpu_runs:
             await client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=gpu_runs)
         elif gpu_runs is not None:

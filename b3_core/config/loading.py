@@ -52,7 +52,8 @@ def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
     try:
         spec = PipelineSpec.model_validate(dict(data))
     except ValidationError as error:
-        secret = error.errors()[0]["type"] == "credentials"  # they are in pydantic's own words
+        # They are in pydantic's own words, whichever mistake comes first.
+        secret = any(each["type"] == "credentials" for each in error.errors())
         raise _one_line(error) from (None if secret else error)
     datasets = [
         d.model_copy(
