@@ -64,22 +64,17 @@ def check_student(spec: PipelineSpec) -> None:
             f"train.lora is set, but student {spec.train.student} has no layers to adapt",
             remedy="remove train.lora, or name a transformer in train.student",
         )
-    if (
-        spec.train.student in _READ_TEXTS
-        and small
-        and trainers > 1
-        and spec.compute.gpus_per_worker
-    ):
+    static = small and spec.train.student in _READ_TEXTS
+    if static and trainers > 1 and spec.compute.gpus_per_worker:
         raise InputError(
             f"student {spec.train.student} trains on the CPU, but its {trainers} trainers would be "
             "joined over GPUs",
             remedy="set compute.gpus_per_worker: 0, or compute.train_workers: 1",
         )
-    needed = {"train.lora": "peft"} if spec.train.lora is not None else {}
-    for package in ("wandb", "mlflow"):
-        if package in spec.compute.report_to:
-            needed["compute.report_to"] = package
-    for setting, package in needed.items():
+    needed = [("train.lora", "peft")] if spec.train.lora is not None else []
+    loggers = ("wandb", "mlflow")  # TensorBoard comes with this package
+    needed += [("compute.report_to", name) for name in loggers if name in spec.compute.report_to]
+    for setting, package in needed:
         if importlib.util.find_spec(package) is None:
             raise InputError(
                 f"{setting} needs {package}, which is not installed",

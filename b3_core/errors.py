@@ -56,6 +56,13 @@ class RefusedError(B3Error, OSError):
     """The server will not do what it was asked, however often it is asked (exit code 1)."""
 
 
+def carries_credentials(uri: str) -> bool:
+    """Say whether a URI has a user or key in it, or a query, which may be a signature."""
+    scheme, found, place = uri.partition("://")
+    signed = scheme.startswith("http") and "?" in place
+    return bool(found) and ("@" in place.split("/", 1)[0] or signed)
+
+
 def reason(error: BaseException) -> str:
     """Return one line of a library's error, or what is wrong by one of ours.
 

@@ -16,6 +16,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -246,6 +247,13 @@ class _Pairs:
             )
         return cls(finite(query_ND, "query"), finite(positive_ND, "positive"), group_N)
 
+    @cached_property
+    def size_N(self) -> npt.NDArray[np.int64]:
+        """How many rows each row's group has."""
+        _, code_N, size_G = np.unique(self.group_N, return_inverse=True, return_counts=True)
+        sizes: npt.NDArray[np.int64] = size_G[code_N]
+        return sizes
+
     def exact(self, columns: int, *, memory_mb: int) -> search.Search:
         """Search exactly, without the rows that can be at no query's first ``columns`` ranks.
 
@@ -254,10 +262,9 @@ class _Pairs:
         left out as a whole. With them, a positive that a thousand rows share would be a thousand
         candidates of equal score for every query near it.
         """
-        _, code_N, size_G = np.unique(self.group_N, return_inverse=True, return_counts=True)
         count: Counter[bytes] = Counter()
         asked_N = np.ones(len(self.group_N), bool)
-        for row in np.flatnonzero(size_G[code_N] > columns):
+        for row in np.flatnonzero(self.size_N > columns):
             content = self.positive_ND[row].tobytes() + self.group_N[row].tobytes()
             digest = hashlib.blake2b(content, digest_size=16).digest()
             count[digest] += 1
@@ -273,8 +280,7 @@ class _Pairs:
         Room for the own group of all rows but the twentieth with the largest; where that is more
         than M, most of a group lies far off, and to double C costs less.
         """
-        _, code_N, size_G = np.unique(self.group_N, return_inverse=True, return_counts=True)
-        return _SLACK + min(int(np.quantile(size_G[code_N], 0.95)), ranks)
+        return _SLACK + min(int(np.quantile(self.size_N, 0.95)), ranks)
 
     def best(
         self,

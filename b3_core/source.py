@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
 from b3_core.artifacts import canonical_json
-from b3_core.errors import InputError, RefusedError, UnreachableError, reason
+from b3_core.errors import InputError, RefusedError, UnreachableError, carries_credentials, reason
 from b3_core.formats import open_rows_of
 from b3_core.media_columns import MediaColumns, MediaOf
 from b3_core.remote import Remote, ShortTransferError, open_fs
@@ -254,8 +254,7 @@ class _Blanks:
 
 def list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Return the file system, and path -> fsspec's info of every file, sorted by path."""
-    scheme, _, place = uri.partition("://")
-    if "@" in place.split("/", 1)[0] or (scheme.startswith("http") and "?" in place):
+    if carries_credentials(uri):
         raise InputError(
             "uri of a dataset carries credentials, and would be in every log",
             expected="s3://bucket/path, or a local path",

@@ -262,49 +262,55 @@ async def _drop_automation(client: PrefectClient, name: str) -> None:
 
 def _zombies() -> AutomationCore:
     """Mark a run as crashed when its heartbeat stops: its process was killed, or its machine."""
-    return AutomationCore(
+    return _crashed_unless(
+        {_HEARTBEAT, *_ENDED},
+        after=_HEARTBEAT,
+        within=_SILENCE,
+        of=_OURS_AND_PARTS,  # others' runs may be silent for longer
         name="b3: no heartbeat, so crashed",
         description="A run whose process is gone would stay Running, and hold its queue, for ever.",
-        trigger=EventTrigger(
-            after={_HEARTBEAT},
-            expect={_HEARTBEAT, *_ENDED},
-            match=_ANY_RUN,
-            match_related=_OURS_AND_PARTS,  # others' runs may be silent for longer
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=_SILENCE,
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"no heartbeat for {_SILENCE.seconds} s: its process or machine is gone",
-            )
-        ],
+        message=f"no heartbeat for {_SILENCE.seconds} s: its process or machine is gone",
     )
 
 
 def _stuck() -> AutomationCore:
     """Mark a run as crashed that was handed to a worker and never began: it holds its queue."""
-    return AutomationCore(
+    return _crashed_unless(
+        {"prefect.flow-run.Running", _HEARTBEAT, *_ENDED},
+        after="prefect.flow-run.Pending",
+        within=_BEGINNING,
+        of=_OURS,
         name="b3: never began, so crashed",
         description="A run whose worker died before its process began would stay Pending for ever.",
+        message=f"did not begin within {_BEGINNING.seconds} s: its worker is gone",
+    )
+
+
+def _crashed_unless(
+    events: Set[str],
+    *,
+    after: str,
+    within: timedelta,
+    of: ResourceSpecification,
+    name: str,
+    description: str,
+    message: str,
+) -> AutomationCore:
+    """Mark a run as crashed if none of some events follows another in time."""
+    return AutomationCore(
+        name=name,
+        description=description,
         trigger=EventTrigger(
-            after={"prefect.flow-run.Pending"},
-            expect={"prefect.flow-run.Running", _HEARTBEAT, *_ENDED},
+            after={after},
+            expect=set(events),
             match=_ANY_RUN,
-            match_related=_OURS,
+            match_related=of,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=_BEGINNING,
+            within=within,
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"did not begin within {_BEGINNING.seconds} s: its worker is gone",
-            )
-        ],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
     )
 
 

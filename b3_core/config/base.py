@@ -5,13 +5,14 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from b3_core.errors import carries_credentials
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 def _bare(uri: str) -> str:
     """Refuse a URI with a user or key in it: CONFIG is kept by servers, and shown to everybody."""
-    scheme, found, place = uri.partition("://")
-    if found and ("@" in place.split("/", 1)[0] or (scheme.startswith("http") and "?" in place)):
+    if carries_credentials(uri):
         raise PydanticCustomError(
             "credentials",
             "carries credentials, which would be in every log: take them out, and set them in the "
