@@ -1,10 +1,12 @@
 """What a CONFIG asks for and cannot have, said before hours of work instead of after them."""
 
 import importlib.util
+import math
 
 from b3_core import benchmarks, packaged
-from b3_core.config import PipelineSpec
+from b3_core.config import ComputeSpec, PipelineSpec
 from b3_core.errors import InputError
+from b3_core.ray_session import RaySession
 
 #: Packaged models, which read texts alone.
 _READ_TEXTS = frozenset({"static", "tokens", "minilm"})
@@ -37,7 +39,8 @@ def check_student(spec: PipelineSpec) -> None:
     ------
     InputError
         It is a packaged one of texts, and a dataset has images or videos; batches cannot be shared
-        out to the trainers; adapters, or several GPUs, for a packaged student; a package is absent.
+        out to the trainers; adapters, or several GPUs, for a packaged student; a package is absent;
+        trainers want more GPUs than there are.
     """
     for dataset in spec.datasets:
         if spec.train.student in _READ_TEXTS and dataset.media_columns:
@@ -80,6 +83,25 @@ def check_student(spec: PipelineSpec) -> None:
                 f"{setting} needs {package}, which is not installed",
                 remedy=f"run: pip install {package}",
             )
+    if not small:  # those train on the CPU
+        _check_gpus(spec.compute)
+
+
+def _check_gpus(compute: ComputeSpec) -> None:
+    """Refuse trainers that this machine has too few GPUs for, as a session does once it has Ray."""
+    session = RaySession(compute)
+    if not compute.gpus_per_worker or session.joins:  # to a cluster nodes may come
+        return
+    import torch  # noqa: PLC0415 - seconds to import
+
+    gpus = torch.cuda.device_count()
+    if session._fitting(math.inf, gpus) < compute.train_workers:
+        raise InputError(
+            f"compute.train_workers = {compute.train_workers} x compute.gpus_per_worker = "
+            f"{compute.gpus_per_worker:g} do not fit this machine's GPUs: torch sees {gpus}",
+            remedy="lower one of them (gpus_per_worker: 0 trains on the CPU), or join a cluster "
+            "with RAY_ADDRESS",
+        )
 
 
 def check_benchmarks(spec: PipelineSpec) -> None:

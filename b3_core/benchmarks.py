@@ -25,7 +25,7 @@ from b3_core.errors import B3Error, InputError
 from b3_core.evaluate import benchmark, benchmark_report, local, mmeb
 from b3_core.inputs import ModelInput, Seeing, shown
 from b3_core.kept import KeptVectors
-from b3_core.learn import Student
+from b3_core.learn import Student, in_bf16
 from b3_core.media import Item, MediaError, MediaRoot, look_at
 from b3_core.progress import Progress, silent
 from b3_core.stage import Stage
@@ -53,7 +53,10 @@ class BenchmarkPart(Stage):
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return self.spec.model_dump(exclude={"folder", "media"})
+        return {
+            **self.spec.model_dump(exclude={"folder", "media"}),
+            **in_bf16(self.student.train),
+        }
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
@@ -255,7 +258,8 @@ def evaluate_student(
 def _decides(train: TrainSpec) -> dict[str, Any]:
     """Return what, beside its weights and what it is shown, decides a student's vectors."""
     seen = train.model_dump(include={"max_length", "image_side", "frames"})
-    return {**seen, "teacher": teacher.VERSION, "benchmark": benchmark.VERSION}
+    versions = {"teacher": teacher.VERSION, "benchmark": benchmark.VERSION}
+    return {**seen, **in_bf16(train), **versions}
 
 
 def asked(spec: BenchmarkSpec) -> benchmark.Benchmark:

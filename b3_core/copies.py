@@ -80,7 +80,7 @@ def unused(*, older_than: float, now: float | None = None) -> list[tuple[Path, i
     return found
 
 
-def left_drafts(*, older_than: float, now: float | None = None) -> list[tuple[Path, int]]:
+def left_behind(*, older_than: float, now: float | None = None) -> list[tuple[Path, int]]:
     """List what killed processes of this user left in TMPDIR, with sizes: drafts, checkpoints.
 
     Parameters

@@ -44,7 +44,11 @@ def count_edges(window_NW: npt.NDArray[np.int32]) -> Edges:
 
 
 def mean_score(window_NW: npt.NDArray[np.int32], score_NW: npt.NDArray[np.float32]) -> float:
-    """Return the mean of what scores of rows in windows are above 0; 1 where none is."""
+    """Return the mean of what scores of rows in windows are above 0; 1 where none is.
+
+    ``graph._unit_score`` is the same mean, of scores in memory, added up in another order: to call
+    one from the other would move the last bits of weights.
+    """
     total, count = 0.0, 0
     for start in range(0, len(window_NW), 1 << 16):
         here = slice(start, start + (1 << 16))

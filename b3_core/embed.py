@@ -393,6 +393,7 @@ def load_student(store: ArtifactStore, student: Address, train: TrainSpec) -> te
         max_length=train.max_length,
         image_side=train.image_side,
         frames=train.frames,
+        precision=train.precision,
     )
     return _load_teacher(store, spec, student)
 

@@ -15,7 +15,7 @@ from b3_core.artifacts import Address, Artifact
 from b3_core.config import BatchSpec, MiningSpec, Name
 from b3_core.errors import CorruptArtifactError, InputError
 
-SCHEMA = 5
+SCHEMA = 6
 
 _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{20}$")]
 

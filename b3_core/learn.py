@@ -264,7 +264,7 @@ class Evaluation(Stage):
 
     @property
     def settings(self) -> Mapping[str, Any]:  # noqa: D102
-        return self.spec.settings
+        return {**self.spec.settings, **in_bf16(self.student.train)}
 
     @property
     def inputs(self) -> Mapping[str, str]:  # noqa: D102
@@ -275,6 +275,11 @@ class Evaluation(Stage):
         manifest = self.student.manifest
         judge = Judge(self.student.address, manifest.address.fingerprint, self.student.train)
         judge.evaluate(manifest.refs, store, draft, progress=progress, reverse=self.spec.reverse)
+
+
+def in_bf16(train: TrainSpec) -> dict[str, Any]:
+    """Return the setting of evaluations whose students embed in bf16, as they were trained."""
+    return {} if train.precision == "fp32" else {"precision": train.precision}
 
 
 @dataclass(frozen=True)

@@ -140,13 +140,14 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
             shared = [everywhere[0], torch.cat(everywhere[1:])]
             leaves = [part.detach().requires_grad_() for part in shared]
             query_WD, candidate_CD = leaves if with_backward else shared
-            own_B = self._own(rows).to(query_BD.device)
+            first = get_rank() * rows if self.gather else 0
+            own_B = first + torch.arange(rows, device=query_BD.device)
             if labels is not None and labels.dtype == torch.bool:
                 allowed_BC = labels
             else:
                 group_WX = self._groups(labels, own_B, len(column_BD))
                 allowed_BC = _allowed(group_WX, own_B)
-            batch = _Batch(query_WD, candidate_CD, allowed_BC, first=int(own_B[0]))
+            batch = _Batch(query_WD, candidate_CD, allowed_BC, first=first)
             loss = query_BD.new_zeros((), dtype=shared[0].dtype)
             for own_b in own_B.split(self.mini_batch_size or rows):
                 part = self._sum(batch, own_b) / rows
@@ -156,10 +157,6 @@ class GroupedInfoNCE(CachedLossMixin, nn.Module):  # type: ignore[misc]
             if with_backward:
                 torch.autograd.backward(shared, [leaf.grad for leaf in leaves])
         return loss
-
-    def _own(self, rows: int) -> Tensor:
-        """Return which rows of the whole batch are this device's."""
-        return torch.arange(rows) + (get_rank() * rows if self.gather else 0)
 
     def _sum(self, batch: "_Batch", own_b: Tensor) -> Tensor:
         """Return the summed loss of some rows."""
@@ -204,7 +201,7 @@ def _allowed(group_WX: Tensor, own_B: Tensor) -> Tensor:
     """Return which candidates each row is contrasted with, by groups: B x C."""
     group_C = group_WX.T.reshape(-1)
     masked_BC = (group_WX[own_B, 0][:, None] == group_C) | (group_C == NOBODY)
-    masked_BC[torch.arange(len(own_B)), own_B] = False
+    masked_BC[torch.arange(len(own_B), device=own_B.device), own_B] = False
     return ~masked_BC
 
 
@@ -216,7 +213,7 @@ class _Batch:
     candidate_CD: Tensor
     """Positives of all rows, then their first hard negatives, and so on."""
     allowed_BC: Tensor
-    """For the rows of this device, of which ``first`` is the first."""
+    """For the rows of this device, of which ``first`` is the first; asking ``own_b`` would wait."""
     first: int
 
     def __post_init__(self) -> None:

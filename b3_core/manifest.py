@@ -44,7 +44,7 @@ from b3_core.pairs import PairTable, RowGroups
 from b3_core.progress import Progress, silent
 from b3_core.store import Artifact, ArtifactStore, Draft
 
-VERSION = 5
+VERSION = 6
 
 # Of one file and of one row group, about. 32 groups have a footer of some 40 kB: pyarrow gets it by
 # one read, if it is below 64 kB, and it does not grow with the manifest.

@@ -155,17 +155,18 @@ def rank(
     )
     if ahead is not None:
         first = ahead(pairs.positive_ND, first)
-    return RankTable(
-        *_rank_rows(
-            pairs,
-            np.arange(rows),
-            ranks=ranks,
-            spare=spare,
-            first=first,
-            memory_mb=memory_mb,
-            progress=progress,
-        )
+    found = _rank_rows(
+        pairs,
+        np.arange(rows),
+        ranks=ranks,
+        spare=spare,
+        first=first,
+        memory_mb=memory_mb,
+        progress=progress,
     )
+    del first
+    search.let_go()
+    return RankTable(*found)
 
 
 def window_recall(

@@ -26,9 +26,12 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_AUTH_MODE": "token",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Who reserves no GPU sees none: otherwise a process a core would load its model on the first.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
+
+_NO_GPU = {"gpus_per_worker": 0.0}
 
 
 class ActorPool:
@@ -122,8 +125,8 @@ class RaySession:
         return int(min(cpus, most))
 
     def side_by_side(self, jobs: int) -> int:
-        """Return how many trainings of one thread each run at once here; 1 on a GPU or cluster."""
-        alone = self.compute.train_workers > 1 or not self.on_this_cpu
+        """Return how many trainings of one thread each run at once here; 1 on a cluster."""
+        alone = self.compute.train_workers > 1 or self.joins
         return 1 if alone else max(1, min(jobs, os.cpu_count() or 1))
 
     @property
@@ -136,10 +139,12 @@ class RaySession:
         """Say whether a cluster is joined; else Ray is started here."""
         return bool(os.environ.get("RAY_ADDRESS"))
 
-    def pool(self, cls: type, *args: Any, **kwargs: Any) -> ActorPool:
+    def pool(self, cls: type, *args: Any, gpu: bool = True, **kwargs: Any) -> ActorPool:
         """Return the pool of actors made by ``cls(*args, **kwargs)``, started if it is not there.
 
         The one before it ends: idle actors hold cores that the new ones wait for.
+
+        ``gpu``: whether they have use for the GPU share that workers may have.
 
         Raises
         ------
@@ -147,19 +152,20 @@ class RaySession:
             They want a GPU, and this machine has none.
         """
         ray = self._open()
-        self._check_gpus(ray)
-        key = repr((cls, args, sorted(kwargs.items())))
+        session = self if gpu else RaySession(self.compute.model_copy(update=_NO_GPU))
+        session._check_gpus(ray)
+        key = repr((cls, args, gpu, sorted(kwargs.items())))
         with self._lock:
             if key not in self._pools:
                 self._pools.clear()
                 remote = ray.remote(
                     num_cpus=1,
-                    num_gpus=self.compute.gpus_per_worker,
+                    num_gpus=session.compute.gpus_per_worker,
                     max_restarts=-1,
                     max_task_retries=0,  # Prefect retries, and shows it
                 )(cls)
                 self._pools[key] = ActorPool(
-                    [remote.remote(*args, **kwargs) for _ in range(self.workers)]
+                    [remote.remote(*args, **kwargs) for _ in range(session.workers)]
                 )
             return self._pools[key]
 
@@ -172,12 +178,20 @@ class RaySession:
 
         Ray sets the number of threads of a task's numerical libraries to its cores. Where no node
         has so many, it is as many as the largest has: Ray would wait for a larger one for ever.
+
+        Raises
+        ------
+        InputError
+            It wants a GPU, and this machine has none.
         """
         ray = self._open()
         self.free_actors()
-        most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
-        cpus = max(1, min(cpus, int(most)))
         share = self.compute.gpus_per_worker if gpu else 0
+        if share:
+            self._check_gpus(ray)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        fit = [node for node in nodes if node.get("GPU", 0) >= share] or nodes
+        cpus = max(1, min(cpus, int(max(node.get("CPU", 0) for node in fit))))
         remote = ray.remote(num_cpus=cpus, num_gpus=share, max_retries=0)
         return _result(ray, remote(function).remote(*args))
 
@@ -187,6 +201,7 @@ class RaySession:
         configs: Sequence[Mapping[str, Any]],
         *,
         storage: str,
+        gpu: bool = True,
         progress: Progress = silent,
     ) -> None:
         """Run a training loop as a Ray Train job, or as several side by side.
@@ -199,6 +214,8 @@ class RaySession:
             One a job.
         storage
             Folder or URI for Ray Train's own records; a bucket must exist.
+        gpu
+            Whether it has use for the GPUs that workers may have.
 
         Raises
         ------
@@ -208,10 +225,14 @@ class RaySession:
             What the loop raised on purpose; anything else as Ray reports it, after retries.
         """
         ray = self._open()
-        self._check_gpus(ray, self.compute.train_workers)
+        compute = self.compute
+        if gpu:
+            self._check_gpus(ray, compute.train_workers)
+        else:
+            compute = compute.model_copy(update=_NO_GPU)
         keep_handler()
         self.free_actors()
-        Trainings(ray, self.compute, storage).run(loop, configs, progress)
+        Trainings(ray, compute, storage).run(loop, configs, progress)
 
     def free_actors(self) -> None:
         """Let go of the cores that idle actors hold: what comes next may need them all."""

@@ -2,6 +2,7 @@
 
     exact        faiss.knn, fp32              CPU; faiss's GPU build up to C = 2048
                  Torch, fp16 then fp32        any C, where torch sees a GPU and faiss cannot do it
+                                              (few rows stay on the CPU)
     approximate  Index, IVF or HNSW (faiss)   far from all N positives are scored
 
     query_BD -> propose -> Proposal -> neighbours.rank: exact scores, order, and what is not sure
@@ -39,6 +40,7 @@ HNSW_BREADTH = 2
 _IVF_ROUNDS = 10  # of k-means; its default of 25 finds no better lists
 _IVF_SAMPLE = 64  # positives a list that k-means looks at
 _GPU_CANDIDATES = 2048  # faiss finds no more than this on a GPU
+_GPU_ROWS = 10_000  # fewer are ranked on the CPU before torch is imported and has its GPU
 _LEAST_ROUNDING = 1e-5
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, Windows' Linux
 
@@ -85,7 +87,7 @@ def exact(positive_ND: npt.NDArray[np.float32], *, memory_mb: int) -> Search:
     """
     faiss = _faiss()
     gpus = getattr(faiss, "get_num_gpus", lambda: 0)()  # some CPU builds lack the function
-    if not gpus and _torch_sees_gpu():
+    if not gpus and len(positive_ND) >= _GPU_ROWS and _torch_sees_gpu():
         return Torch(positive_ND, device="cuda", dtype="float16", memory_mb=memory_mb)
     return Faiss(positive_ND, gpu=gpus > 0, memory_mb=memory_mb)
 
@@ -374,6 +376,13 @@ def _faiss() -> Any:
             remedy="pip install 'b3-batches[cpu]'",
         ) from error
     return faiss
+
+
+def let_go() -> None:
+    """Give back what torch keeps of a GPU for later tiles: other processes may need it now."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _torch_sees_gpu() -> bool:

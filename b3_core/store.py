@@ -25,7 +25,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from b3_core.artifacts import Address, Artifact, Draft, StoredFile, canonical_json, sha256_file
 from b3_core.copies import DRAFT, cache_folder, used
-from b3_core.errors import B3Error, CorruptArtifactError, InputError, UnreachableError, reason
+from b3_core.errors import (
+    B3Error,
+    CorruptArtifactError,
+    InputError,
+    UnreachableError,
+    carries_credentials,
+    reason,
+)
 from b3_core.remote import open_fs
 from b3_core.usage import Usage
 
@@ -56,7 +63,8 @@ class ArtifactStore:
     """
 
     def __init__(self, root: str) -> None:
-        if "@" in root.split("://", 1)[-1].split("/", 1)[0]:
+        # What lacks a scheme is looked at as if it had one: s3:// may have been left out.
+        if carries_credentials(root if "://" in root else f"://{root}"):
             raise InputError(
                 "store.root carries credentials",
                 expected="s3://bucket/prefix",

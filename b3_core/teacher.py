@@ -29,7 +29,8 @@ from b3_core.store import Artifact, Draft
 
 VERSION = 3
 BLOCK = 256
-_MINIBATCH = 64  # texts of one forward pass: part of what decides the bits
+#: Texts of one forward pass: part of what decides the bits.
+MINIBATCH = 64
 _NORM_TOLERANCE = 5e-3  # float16 keeps a unit vector's norm to about 1e-3
 
 
@@ -209,7 +210,7 @@ def load_model(
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
     from transformers.utils import logging  # noqa: PLC0415 - likewise
 
-    from b3_core import vision  # noqa: PLC0415 - likewise
+    from b3_core import static, vision  # noqa: PLC0415 - likewise
 
     folder = str(packaged.minilm_folder()) if name == "minilm" else name
     local = Path(folder).is_dir()
@@ -229,6 +230,8 @@ def load_model(
         local_files_only=local,
         revision=None if local else _pinned(name, revision),
     )
+    if static.is_static(model):  # its lookups are over before a GPU has been asked
+        model.to(device or "cpu")
     multimodal.see_as_trained(model)
     return model if pooling is None else _pooled(model, pooling, name)
 
@@ -327,7 +330,7 @@ class Teacher:
             stop = min(start + BLOCK, len(inputs))
             # Pictures of a forward pass are decoded for it, and gone after it; texts of a block are
             # sorted by their length.
-            step = _MINIBATCH if self._takes_media else BLOCK
+            step = MINIBATCH if self._takes_media else BLOCK
             blocks += [
                 self._encode(inputs[at : min(at + step, stop)], prompt)
                 for at in range(start, stop, step)
@@ -345,7 +348,7 @@ class Teacher:
     def _pass(self, items: Sequence[ModelInput]) -> npt.NDArray[np.float32]:
         vectors = self.model.encode(
             items,
-            batch_size=_MINIBATCH,
+            batch_size=MINIBATCH,
             normalize_embeddings=False,
             convert_to_numpy=True,
             show_progress_bar=False,

@@ -138,7 +138,8 @@ def train_student(
     B3Error
         The loss became infinite or NaN; the batch is named, and nothing was updated by it.
     """
-    with _seeded(seed), _no_bars(), ExitStack() as stack:
+    on_cpu = spec.student in packaged.SMALL
+    with _seeded(seed, on_cpu=on_cpu), _no_bars(), ExitStack() as stack:
         model = build_student(spec, seed=seed, initial=initial)
         small = is_static(model) or spec.student in packaged.SMALL
         stack.enter_context(_threads(1 if small else torch.get_num_threads()))
@@ -338,11 +339,13 @@ def _loss(
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int, *, on_cpu: bool = False) -> Iterator[None]:
     """Seed the global random generators that libraries draw from, and put them back at the end."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - not ours
+    # To ask a GPU for its state takes seconds and half a gigabyte of it, in every process.
+    used = [] if on_cpu or not torch.cuda.is_available() else [torch.cuda.current_device()]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=used):
             set_seed(seed)
             yield
     finally:

@@ -81,29 +81,31 @@ class PlanTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         return loader
 
     def training_step(self, model: Any, *args: Any, **settings: Any) -> Any:
-        """Do a batch's forward and backward pass; gradients are those of all processes after it."""
-        if not self._in_parts or not isinstance(model, DistributedDataParallel):
-            return super().training_step(model, *args, **settings)
-        with model.no_sync():
-            loss = super().training_step(model, *args, **settings)
-        average_gradients(model.parameters())
-        return loss
-
-    def compute_loss(self, *args: Any, **settings: Any) -> Any:
-        """Return the loss of a batch.
+        """Do a batch's forward and backward pass; gradients are those of all processes after it.
 
         Raises
         ------
         B3Error
-            It is infinite or NaN; nothing has been updated by it.
+            The loss is infinite or NaN; nothing has been updated by it.
         """
-        loss = super().compute_loss(*args, **settings)
-        if not torch.isfinite(loss):
+        if not self._in_parts or not isinstance(model, DistributedDataParallel):
+            found = super().training_step(model, *args, **settings)
+        else:
+            with model.no_sync():
+                found = super().training_step(model, *args, **settings)
+            average_gradients(model.parameters())
+        loss = self.step_losses[-1]
+        if not torch.isfinite(loss):  # asked here, a GPU has its backward pass to do meanwhile
             raise B3Error(
                 f"the loss is {loss.item()} in batch {self.state.global_step} of the plan",
                 expected="a finite number",
                 remedy="lower train.learning_rate, or set train.precision: fp32",
             )
+        return found
+
+    def compute_loss(self, *args: Any, **settings: Any) -> Any:
+        """Return the loss of a batch, and note it."""
+        loss = super().compute_loss(*args, **settings)
         self.step_losses.append(loss.detach().float())
         return loss
 

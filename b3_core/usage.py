@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 _PROC = Path("/proc/self")
 
@@ -52,6 +52,18 @@ def peak_mb() -> float:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def gpu_peak_mb() -> float | None:
+    """Return the most memory that torch had for tensors on its GPU, in MB; None: it has no GPU.
+
+    Since this process began, or the last reset of torch's own peak. What CUDA and its libraries
+    take besides is in nobody's count.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.max_memory_allocated()) / (1 << 20)
 
 
 class TreePeak:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ from prefect.automations import AutomationCore
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import DeploymentSchedule, StateType
-from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -32,7 +32,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from b3_core.config import load_config
-from b3_core.errors import B3Error, InputError
+from b3_core.errors import B3Error, InputError, reason
 from deployments import POOL
 from tasks.turns import GPU_LIMIT, PART
 
@@ -45,7 +45,7 @@ _SERVER_SECONDS = 120
 _ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 _NOTIFY = "b3: failed or crashed, so notify"
 _HEARTBEAT = "prefect.flow-run.heartbeat"
-_WATCHES = 4  # at once: those that came due while no worker was there come all together
+_WATCHES = 4  # at once, of all CONFIGs: one that reads a large dataset holds up nobody else's
 _SILENCE = timedelta(seconds=100)  # three heartbeats and a little
 _BEGINNING = timedelta(minutes=10)  # from a worker's taking a run to the run's first state
 _ANY_RUN = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
@@ -122,6 +122,8 @@ async def bootstrap(
     InputError
         No server is named; two CONFIGs have one name, or one has that of the queue of all ``watch``
         deployments.
+    B3Error
+        The server or ``prefect deploy`` fails; what could not be set back is named in notes.
     """
     if PREFECT_API_URL.value() is None:
         raise InputError(
@@ -143,21 +145,18 @@ async def bootstrap(
         await _reach(client)
         await _make_pool(client, list(names))
         chosen = await _Chosen.read(client, list(names))
-        try:
+        async with chosen.kept(client):
             for name, config in names.items():
                 deploy(config, name)
                 typer.echo("deployed: " + " ".join(f"{flow}/{name}" for flow in FLOWS))
-        finally:  # what the first of two set back is set again though the second fails
-            await chosen.restore(client, schedules=watch_seconds is None)
-        if watch_seconds is not None:
+            await _make_automation(client, _zombies())
+            await _make_automation(client, _stuck())
+            if notify:
+                await _make_automation(client, await _notification(notify))
+            elif notify is not None:
+                await _drop_automation(client, _NOTIFY)
+        if watch_seconds is not None:  # what was chosen before is set back by now
             await _watch_every(client, list(names), watch_seconds)
-        await _make_automation(client, _zombies())
-        await _make_automation(client, _stuck())
-        if notify:
-            await _make_automation(client, await _notification(notify))
-        elif notify is not None:
-            await _drop_automation(client, _NOTIFY)
-        await chosen.restore_automations(client)
         if gpu_runs:
             await client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, limit=gpu_runs)
         elif gpu_runs is not None:
@@ -187,27 +186,80 @@ class _Chosen:
         off = {each.name for each in await client.read_automations() if not each.enabled}
         return cls(schedules, paused, off)
 
-    async def restore(self, client: PrefectClient, *, schedules: bool) -> None:
-        """Set it again; of schedules whether they are on, and when they run if asked to."""
-        for title in {title for title, _ in self.schedules}:
-            deployment = await client.read_deployment_by_name(title)
-            for now in deployment.schedules:
-                then = self.schedules.get((title, now.slug))
-                if then is not None:
-                    when = {"schedule": then.schedule} if schedules else {}
-                    await client.update_deployment_schedule(
-                        deployment.id, now.id, active=then.active, **when
-                    )
-        for title in self.paused:
-            deployment = await client.read_deployment_by_name(title)
-            await client.pause_deployment(deployment.id)
-        await self.restore_automations(client)
+    @contextlib.asynccontextmanager
+    async def kept(self, client: PrefectClient) -> AsyncIterator[None]:
+        """Set it again after a block, whether or not that fails: all of it that can be.
 
-    async def restore_automations(self, client: PrefectClient) -> None:
-        """Switch off again those that were."""
-        for automation in await client.read_automations():
-            if automation.name in self.off:
-                await client.pause_automation(automation.id)
+        Raises
+        ------
+        B3Error
+            Something could not be set again. What the block raises comes first; of several errors
+            the others are notes.
+        """
+        errors: list[BaseException] = []
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+        try:
+            await asyncio.sleep(0)  # Ctrl-C while `prefect deploy` ran: told here, not to a step
+        except asyncio.CancelledError as error:
+            errors.insert(0, error)
+        for what, step in self._steps(client):
+            try:
+                await step
+            except Exception as error:  # noqa: BLE001 - the other steps are taken all the same
+                problem = B3Error(f"{what}: {reason(error)}", remedy="do it in the UI")
+                problem.__cause__ = error
+                errors.append(problem)
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(str(other))
+            raise errors[0]
+
+    def _steps(self, client: PrefectClient) -> Iterator[tuple[str, Awaitable[None]]]:
+        """Yield what sets it again, each with what to say if that fails."""
+        for (title, slug), then in self.schedules.items():
+            state = "on" if then.active else "off"
+            yield (
+                f"schedule {slug} of {title} could not be set back to {_when(then)}, {state}",
+                _set_schedule(client, title, then),
+            )
+        for title in sorted(self.paused):
+            yield f"{title} could not be paused again", _pause(client, title)
+        for name in sorted(self.off):
+            yield f"automation {name!r} could not be switched off again", _switch_off(client, name)
+
+
+def _when(then: DeploymentSchedule) -> str:
+    """Say when a schedule runs."""
+    match then.schedule:
+        case IntervalSchedule(interval=interval):
+            return f"every {interval.total_seconds():g} s"
+        case CronSchedule(cron=cron):
+            return f"cron {cron!r}"
+        case other:
+            return f"rrule {other.rrule!r}"
+
+
+async def _set_schedule(client: PrefectClient, title: str, then: DeploymentSchedule) -> None:
+    deployment = await client.read_deployment_by_name(title)
+    for now in deployment.schedules:
+        if now.slug == then.slug:
+            await client.update_deployment_schedule(
+                deployment.id, now.id, active=then.active, schedule=then.schedule
+            )
+
+
+async def _pause(client: PrefectClient, title: str) -> None:
+    deployment = await client.read_deployment_by_name(title)
+    await client.pause_deployment(deployment.id)
+
+
+async def _switch_off(client: PrefectClient, name: str) -> None:
+    for automation in await client.read_automations():
+        if automation.name == name and automation.enabled:
+            await client.pause_automation(automation.id)
 
 
 async def _reach(client: PrefectClient) -> None:
@@ -373,7 +425,8 @@ def main(
             )
         )
     except B3Error as error:
-        typer.echo(f"b3: {error}", err=True)
+        for line in (error, *getattr(error, "__notes__", ())):
+            typer.echo(f"b3: {line}", err=True)
         raise typer.Exit(error.exit_code) from error
 
 

@@ -55,6 +55,9 @@ _LONGEST_SOCKET = 84  # a Unix socket's path may have 107 bytes; postgres/.s.PGS
 #: Of the shell's, these would go along with the gateway's own keys, or lead past it.
 _FOREIGN = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3")
 _START_SECONDS = 120
+_END_SECONDS = 90  # the longest stopwaitsecs of supervisord.conf, after which it kills, and some
+_KEEPER_SECONDS = 30  # for the keeper itself, and what ended programs left behind
+_DOWN = ("STOPPED", "FATAL")  # what supervisor does not start again
 _POLL_SECONDS = 0.2
 
 Home = Annotated[Path, typer.Option(help="Folder of data, logs and secrets.")]
@@ -162,16 +165,30 @@ class Cluster:
 
         ``supervisorctl stop`` would do, but while it waits the keeper turns in circles and takes a
         core from the runs that are to end (supervisor 4.3).
+
+        Raises
+        ------
+        B3Error
+            It is still there after the time in which the keeper kills it.
         """
-        if self.pid(program) is None:
+        if self.supervisor is None:
             return
         server = ServerProxy(
             "http://keeper", transport=SupervisorTransport(serverurl=f"unix://{self.home}/ctl")
         )
+        deadline = time.monotonic() + _END_SECONDS
         with server:
-            with contextlib.suppress(Fault):  # it has just ended by itself
-                server.supervisor.stopProcess(program, False)
-            while server.supervisor.getProcessInfo(program)["pid"]:
+            # Not by its process: one that is about to be started again has none (BACKOFF, EXITED).
+            while (now := server.supervisor.getProcessInfo(program))["statename"] not in _DOWN:
+                if time.monotonic() > deadline:
+                    raise B3Error(
+                        f"{program} (process {now['pid']}) is {now['statename']} "
+                        f"{_END_SECONDS} s after it was told to end",
+                        remedy=f"look at {self.home}/log/supervisord.log",
+                    )
+                if now["statename"] != "STOPPING":
+                    with contextlib.suppress(Fault):  # EXITED: it is asked again once it starts
+                        server.supervisor.stopProcess(program, False)
                 time.sleep(_POLL_SECONDS)
 
     def pid(self, program: str) -> int | None:
@@ -234,18 +251,32 @@ class Cluster:
             say(f"{program} is up")
 
     def stop(self) -> None:
-        """End all processes, in the opposite order, and wait until they are gone."""
+        """End all processes, in the opposite order, and wait until they are gone.
+
+        Raises
+        ------
+        B3Error
+            Some are there even after SIGKILL.
+        """
         keeper = self.supervisor
         if keeper is None:
             return
         processes = keeper.children(recursive=True)
         for program in reversed(PROGRAMS):
-            self.end(program)
+            with contextlib.suppress(B3Error):  # the rest is ended too, and what is left killed
+                self.end(program)
         keeper.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs([keeper, *processes], timeout=30)
+        _, left = psutil.wait_procs([keeper, *processes], timeout=_KEEPER_SECONDS)
         for process in left:  # what a killed program left behind
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        _, left = psutil.wait_procs(left, timeout=5)
+        stuck = [str(process.pid) for process in left if not _is_over(process)]
+        if stuck:
+            raise B3Error(
+                f"still there after SIGKILL: processes {', '.join(stuck)}",
+                remedy="look what they wait for (ps, state D), or restart the machine",
+            )
 
     def _format_volume(self) -> None:
         folder = self.home / "s3"
@@ -342,6 +373,14 @@ def _one_line() -> Iterator[None]:
     except B3Error as error:
         typer.echo(f"b3: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
+
+
+def _is_over(process: psutil.Process) -> bool:
+    """Tell whether a process has ended; one that nobody waits for (a container's) stays listed."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _write(file: Path, settings: dict[str, Any]) -> None:

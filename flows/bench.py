@@ -7,7 +7,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 K = Annotated[int, typer.Option("--k", min=2, help="Rows in a community.")]
+Precision = Literal["fp32", "bf16"]
 
 
 @app.command()
@@ -383,6 +384,7 @@ def train(
     ] = 1024,
     large_steps: Annotated[int, typer.Option(min=1, help="Timed steps of large batches.")] = 2,
     large_max_length: Annotated[int, typer.Option(min=4, help="Tokens of a text there.")] = 8,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic of transformers.")] = "fp32",
     threads: Annotated[int, typer.Option(min=1, help="Threads of every run.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of every case and method.")] = 3,
     store: Store = ".b3",
@@ -414,6 +416,7 @@ def train(
             large=large,
             large_steps=large_steps,
             large_max_length=large_max_length,
+            precision=precision,
         )
         with reporting.step("train") as progress:
             return bench_train(
@@ -425,6 +428,51 @@ def train(
             )
 
     run_command(work, as_json=as_json, verbose=verbose, show=_show_train)
+
+
+@app.command()
+def embed(
+    *,
+    corpus: Corpus = "code",
+    pairs: Pairs = 20_000,
+    model: Annotated[str, typer.Option(help="minilm, or a model folder.")] = "minilm",
+    precision: Annotated[Precision, typer.Option(help="Arithmetic of the model.")] = "fp32",
+    texts: Annotated[int, typer.Option(min=600, help="Positives that are embedded.")] = 2_000,
+    max_length: Annotated[int | None, typer.Option(min=4, help="Tokens of a text.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of both.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of every method.")] = 3,
+    store: Store = ".b3",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Our teacher beside sentence-transformers' `encode`: texts a second, equal vectors.
+
+    Example: `b3 bench embed --texts 1000 --repeats 1`
+    """
+
+    def work() -> dict[str, Any]:
+        from b3_core.bench.embed import bench_embed  # noqa: PLC0415
+        from b3_core.config import TeacherSpec  # noqa: PLC0415
+        from b3_core.embed import Pairs as PairsStage  # noqa: PLC0415
+        from b3_core.pairs import PairTable  # noqa: PLC0415
+        from b3_core.store import ArtifactStore  # noqa: PLC0415
+        from tasks import reporting  # noqa: PLC0415
+
+        spec = demo_config(corpus, pairs, store, {"part": "validation", "arms": ["random"]})
+        artifacts = ArtifactStore(spec.store.root)
+        made = PairsStage.of(spec.datasets[0], spec.evaluate)
+        made.run(artifacts)
+        positives = PairTable.load(artifacts.get(made.address), "train").positives
+        with reporting.step("embed") as progress:
+            return bench_embed(
+                positives[:texts].to_pylist(),
+                TeacherSpec(model=model, precision=precision, max_length=max_length),
+                threads=threads,
+                repeats=repeats,
+                progress=progress,
+            )
+
+    run_command(work, as_json=as_json, verbose=verbose, show=partial(_show, table="results"))
 
 
 @app.command()
@@ -551,6 +599,7 @@ def _show_train(console: Console, outcome: dict[str, Any]) -> None:
             "low": row["low"],
             "high": row["high"],
             "peak MB": row["peak_mb"],
+            **({"GPU MB": row["gpu_peak_mb"]} if "gpu_peak_mb" in row else {}),
             "waits": row["data_wait_share"],
             "tokenises": row["tokenise_share"],
         }

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from b3_core.config import load_config
-from b3_core.errors import InputError
 from flows import bench, embedded, planning, report
+from flows.export import export
 from flows.init import init
 from flows.running import (
     AsJson,
@@ -218,42 +218,7 @@ def verify(
     run_command(work, as_json=as_json, verbose=verbose, show=show)
 
 
-@app.command(rich_help_panel=_KEEP)
-def export(
-    uri: Annotated[str, typer.Argument(help="A student's URI, or any other artifact's.")],
-    folder: Annotated[Path, typer.Argument(help="Where to; a new or an empty folder.")],
-    *,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
-    """Copy a student out of the store as a model folder, every file checked against its hash.
-
-    Files in the store carry a hash in their names; here they have their own, so that
-    `SentenceTransformer("student")` loads it, prompts included (one of `glyphs`:
-    `b3_core.vision.load_glyph_student`). Of any other artifact all files are copied.
-
-    Example: `b3 export .b3/faq/student/4b11d74c7540b29e4339 student`
-    """
-
-    def work() -> dict[str, Any]:
-        from b3_core.store import open_artifact  # noqa: PLC0415
-
-        artifact = open_artifact(uri)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(
-                f"{folder} is there already", expected="a new or an empty folder", remedy="name one"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        is_model = any(name.startswith("model/") for name in artifact.files)
-        names = artifact.lay_out(folder, "model/" if is_model else "")
-        return {"folder": str(folder.absolute()), "files": names}
-
-    def show(console: Console, outcome: dict[str, Any]) -> None:
-        console.print(
-            f"{outcome['folder']}: {len(outcome['files'])} files", highlight=False, soft_wrap=True
-        )
-
-    run_command(work, as_json=as_json, verbose=verbose, show=show)
+app.command(rich_help_panel=_KEEP)(export)
 
 
 @app.command(rich_help_panel=_KEEP)
@@ -281,7 +246,7 @@ def gc(
         orphans = find_orphans(artifacts, older_than=3600 * hours)
         size_of = dict(copies.unused(older_than=3600 * hours))
         cached = list(size_of)
-        drafts = copies.left_drafts(older_than=3600 * hours)
+        drafts = copies.left_behind(older_than=3600 * hours)
         if delete:
             remove(artifacts, orphans)
             cached = copies.collect(cached)

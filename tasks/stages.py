@@ -98,6 +98,7 @@ def train_students(students: list[Student], session: RaySession, store: Artifact
             train_loop,
             [{"root": store.root, "students": students[job::jobs]} for job in range(jobs)],
             storage=store.uri(".ray"),
+            gpu=not slim,
             progress=progress,
         )
 
@@ -117,8 +118,10 @@ def evaluate_student(
     seed: int,
     one_thread: bool = False,
 ) -> None:
-    """Evaluate one student on a Ray worker; on a warm one where one core is enough."""
-    if one_thread and session.on_this_cpu:
+    """Evaluate one student on a Ray worker; on a warm one where one core or a GPU is enough."""
+    if one_thread and not session.joins:
+        session.pool(Maker, root, gpu=False).call("make", evaluation)
+    elif session.compute.gpus_per_worker:
         session.pool(Maker, root).call("make", evaluation)
     else:
         # Two cores each: a laptop then holds one model and one corpus in memory, not one a core.

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from b3_core import manifest as module
 from b3_core.artifacts import Address
 from b3_core.config import BatchSpec, Phase
+from b3_core.head import SCHEMA
 from b3_core.manifest import SLOTS, Layout, Manifest
 from b3_core.neighbours import RankTable
 from tests.conftest import topic_table
@@ -533,7 +534,7 @@ def head_batches(parts, rng):
 
 @kind("has schema version")
 def head_schema(parts, rng):
-    parts.head["schema"] = [0, 1, 2, 3, 5, None, "4"][rng.integers(7)]
+    parts.head["schema"] = [0, 1, 2, SCHEMA - 1, SCHEMA + 1, None, str(SCHEMA)][rng.integers(7)]
 
 
 @kind("manifest of other settings")

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,16 @@ _LIBRARIES = (
 
 
 def machine() -> dict[str, Any]:
-    """Name the CPUs and the versions of what decides speed."""
-    return {"cpus": os.cpu_count(), "cpu": _cpu(), "versions": installed(_LIBRARIES)}
+    """Name the CPUs, the GPU if torch is in use and sees one, and versions that decide speed."""
+    found = {"cpus": os.cpu_count(), "cpu": _cpu(), "versions": installed(_LIBRARIES)}
+    return found | ({"gpu": gpu} if (gpu := _gpu()) else {})
+
+
+def _gpu() -> str | None:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_name())
 
 
 def _cpu() -> str:

@@ -5,7 +5,9 @@
                     -> every method once, in a process of its own -> peak_mb
 
 The methods take turns (A B C A B C), so that a machine that slows down slows them all. A first,
-small run of each compiles and imports what it needs; it is not timed.
+small run of each compiles and imports what it needs; it is not timed. Where torch sees a GPU, our
+exact search, faiss's if it is a build for GPUs, and semantic_search are on it; vectors come from
+the host's memory, and ids go back there.
 
 Legend: N rows, D width of a vector, K ranks, S sampled rows.
 """
@@ -30,7 +32,7 @@ from b3_core import neighbours
 from b3_core.bench.machine import machine
 from b3_core.progress import Progress, silent
 from b3_core.search import Method
-from b3_core.usage import peak_mb
+from b3_core.usage import gpu_peak_mb, peak_mb
 
 _SAMPLE = 2000
 _WARM_UP = 600  # rows
@@ -84,9 +86,10 @@ def bench_neighbours(
         with ``seconds_low`` and ``seconds_high``; of a sample of rows, ``recall``, the share of
         the oracle's ids that were found, and ``ids_exact``, the share of rows whose ids equal the
         oracle's one by one, ties by smaller row; ``peak_mb``, the resident memory at most, and
-        ``peak_above_mb``, without what interpreter and vectors take before the run; and
-        ``share_of_matmul_rate``: 2 N N D / seconds, the rate of a search that scores everything,
-        over ``machine.matmul_gflops``, the rate of a bare fp32 product in the same minutes.
+        ``peak_above_mb``, without what interpreter and vectors take before the run, and
+        ``gpu_peak_mb``, that of torch's tensors on a GPU; and ``share_of_matmul_rate``: 2 N N D /
+        seconds, the rate of a search that scores everything, over ``machine.matmul_gflops``, the
+        rate of a bare product in the same minutes: fp32 on the CPU, fp16 on a GPU.
 
     Raises
     ------
@@ -209,13 +212,18 @@ def _ours(method: Method) -> _Method:
 def _faiss_knn(query_ND: _Vectors, positive_ND: _Vectors, k: int) -> Any:
     import faiss  # noqa: PLC0415 - an extra
 
-    return faiss.knn(query_ND, positive_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
+    inner = faiss.METRIC_INNER_PRODUCT
+    if getattr(faiss, "get_num_gpus", lambda: 0)():
+        return faiss.knn_gpu(faiss.StandardGpuResources(), query_ND, positive_ND, k, metric=inner)
+    return faiss.knn(query_ND, positive_ND, k, metric=inner)
 
 
 def _semantic_search(query_ND: _Vectors, positive_ND: _Vectors, k: int) -> Any:
-    from sentence_transformers import util  # noqa: PLC0415 - seconds to import
+    import torch  # noqa: PLC0415 - seconds to import
+    from sentence_transformers import util  # noqa: PLC0415 - likewise
 
-    return util.semantic_search(query_ND, positive_ND, top_k=k)  # its chunks, its cosine
+    query, positive = (torch.from_numpy(each).to(_device()) for each in (query_ND, positive_ND))
+    return util.semantic_search(query, positive, top_k=k)  # its chunks, its cosine
 
 
 def _hit_ids(hits: Any, row_S: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
@@ -260,14 +268,34 @@ def _timed(
 
 
 def _product_seconds(width: int) -> float:
-    """Time a bare fp32 product of torch's, shaped like one block of faiss's: seconds a GFLOP."""
+    """Time a bare product of torch's, shaped like one block of the search: seconds a GFLOP."""
     import torch  # noqa: PLC0415 - seconds to import
 
-    left, right = torch.ones(4096, width), torch.ones(width, 8192)
-    out = torch.zeros(4096, 8192)
+    on_gpu = _device() == "cuda"
+    kind = {"device": _device(), "dtype": torch.float16 if on_gpu else torch.float32}
+    wide, times = (65_536, 10) if on_gpu else (8192, 1)  # one alone is over before a GPU has begun
+    left, right = (torch.randn(shape, **kind) for shape in ((4096, width), (width, wide)))
+    out = torch.zeros((4096, wide), **kind)
+    _finish()
     start = time.perf_counter()
-    torch.mm(left, right, out=out)
-    return (time.perf_counter() - start) / (2e-9 * 4096 * 8192 * width)
+    for _ in range(times):
+        torch.mm(left, right, out=out)
+    _finish()
+    return (time.perf_counter() - start) / (2e-9 * 4096 * wide * width * times)
+
+
+def _device() -> str:
+    import torch  # noqa: PLC0415 - seconds to import
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _finish() -> None:
+    """Wait for a GPU to have done what it was given."""
+    import torch  # noqa: PLC0415 - seconds to import
+
+    if _device() == "cuda":
+        torch.cuda.synchronize()
 
 
 def _accuracy(found_SK: npt.NDArray[np.int64], best_SK: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -340,9 +368,10 @@ def _measure(folder: str, name: str, k: int) -> None:
     before = peak_mb()
     METHODS[name].run(vectors[0], vectors[1], k)
     peak = peak_mb()
-    Path(folder, "peak.json").write_text(
-        json.dumps({"peak_mb": peak, "peak_above_mb": peak - before}), encoding="utf-8"
-    )
+    found = {"peak_mb": peak, "peak_above_mb": peak - before}
+    if (on_gpu := gpu_peak_mb()) is not None:
+        found["gpu_peak_mb"] = on_gpu
+    Path(folder, "peak.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +39,7 @@ from b3_core.bench.machine import machine
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
 from b3_core.store import open_artifact
-from b3_core.usage import peak_mb
+from b3_core.usage import gpu_peak_mb, peak_mb
 
 #: Ours first: whoever is second finds the files of the libraries in memory.
 METHODS = ("b3", "sentence-transformers")
@@ -62,6 +63,8 @@ class Case:
     """Steps before them, that are not."""
     max_length: int | None = None
     """Tokens of a text at most; the model's own by default."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of a transformer; weights are kept in fp32 by both (autocast)."""
 
     @property
     def rows(self) -> int:
@@ -78,6 +81,7 @@ def cases(
     large: int = 1024,
     large_steps: int = 2,
     large_max_length: int = 8,
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> list[Case]:
     """Return what is measured of each model: batches of 64, and of transformers, large ones too.
 
@@ -91,16 +95,19 @@ def cases(
         Tokens of a text, of transformers. Uncached, 1,024 pairs of 8 tokens take MiniLM 5 GB.
     large
         Rows of a large batch, once plain and once with cached gradients; 0 for none.
+    precision
+        Of transformers.
     """
     found = []
     for model in models:
         if model == "tokens":
             found.append(Case(model, 64, "plain", static_steps, warm_up=10))
             continue
-        found.append(Case(model, 64, "plain", steps, warm_up=2, max_length=max_length))
+        case = partial(Case, model, precision=precision)
+        found.append(case(64, "plain", steps, warm_up=2, max_length=max_length))
         if large:
             found += [
-                Case(model, large, loss, large_steps, warm_up=1, max_length=large_max_length)
+                case(large, loss, large_steps, warm_up=1, max_length=large_max_length)
                 for loss in ("plain", "cached")
             ]
     return found
@@ -142,11 +149,12 @@ def bench_train(
         A run failed; the end of what it said is in the message.
     """
     planned = list(product(range(repeats), measured, METHODS))
-    runs = []
+    runs, about = [], {}
     for done, (repeat, case, method) in enumerate(planned):
         progress(done, len(planned))
         job = {"pairs": pairs, "method": method, "case": asdict(case)}
         found = _in_a_process(job, threads=threads)
+        about = found.pop("machine")  # as the process saw it: this one has no torch
         runs.append({"method": method, **asdict(case), "repeat": repeat, **found})
     progress(len(planned), len(planned))
     return {
@@ -155,7 +163,7 @@ def bench_train(
         "runs": runs,
         "threads": threads,
         "repeats": repeats,
-        "machine": machine(),
+        "machine": about,
     }
 
 
@@ -166,7 +174,8 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     -------
     list of dict
         ``method, model, batch_size, loss, max_length, steps``; ``steps_per_second``, the median of
-        the repeats, with ``low`` and ``high``; ``peak_mb`` resident, the most of any;
+        the repeats, with ``low`` and ``high``; ``peak_mb`` resident, the most of any, and
+        ``gpu_peak_mb`` of tensors on a GPU;
         ``data_wait_share``, the median share of the time of steps that they wait for their batch;
         ``tokenise_share``, that of tokenising before the first step in tokenising and steps
         together; ``mean_loss`` of all steps of the last repeat.
@@ -185,7 +194,11 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "steps_per_second": round(float(np.median(rate_R)), 4),
                     "low": round(min(rate_R), 4),
                     "high": round(max(rate_R), 4),
-                    "peak_mb": round(max(run["peak_mb"] for run in those)),
+                    **{
+                        peak: round(max(run[peak] for run in those))
+                        for peak in ("peak_mb", "gpu_peak_mb")
+                        if peak in those[0]
+                    },
                     **{
                         share: round(float(np.median([run[share] for run in those])), 4)
                         for share in ("data_wait_share", "tokenise_share")
@@ -316,7 +329,9 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
         run = _ours if job["method"] == "b3" else _theirs
         loss, before = run(table, case, Path(output))
     figures = watch.figures(case.warm_up, before=before)
-    return {**figures, "peak_mb": peak_mb(), "mean_loss": loss}
+    on_gpu = gpu_peak_mb()
+    peaks = {"peak_mb": peak_mb()} | ({} if on_gpu is None else {"gpu_peak_mb": on_gpu})
+    return {**figures, **peaks, "mean_loss": loss, "machine": machine()}
 
 
 def _rows(uri: str, rows: int) -> PairTable:
@@ -336,6 +351,7 @@ def _spec(case: Case) -> Any:
         learning_rate=_RATES[kind],
         warmup_ratio=0.0,
         max_length=case.max_length,
+        precision=case.precision,
         # A chunk of the whole batch caches nothing; left out, large batches are cached.
         chunk_rows=_CHUNK_ROWS if case.loss == "cached" else case.batch_size,
     )
@@ -387,6 +403,7 @@ def _theirs(table: PairTable, case: Case, output: Path) -> tuple[float, float]:
         num_train_epochs=1,
         per_device_train_batch_size=case.batch_size,
         learning_rate=spec.learning_rate,
+        bf16=case.precision == "bf16",
         seed=_SEED,
         dataloader_pin_memory=model.device.type != "cpu",  # it warns where there is nothing to pin
         save_strategy="no",  # ours writes no checkpoints either unless asked to

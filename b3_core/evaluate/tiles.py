@@ -29,6 +29,7 @@ _ROUNDING = 2.0**-24  # half the distance from 1 to the next float32
 _SMALLEST = 2.0**-126  # what is smaller, a product may take for nothing
 _QUERIES = 512  # of a tile, if its size allows
 _ENTRIES = 8192  # most corpus entries of a tile
+_CPU_SCORES, _GPU_SCORES = 1 << 23, 1 << 27  # of a tile
 
 _Vectors = npt.NDArray[np.float32]
 _Scores = npt.NDArray[np.float64]
@@ -48,7 +49,7 @@ def ranks_of_best(
     corpus_CD: _Vectors,
     positives: Parts,
     *,
-    block: int = 1 << 23,
+    block: int | None = None,
     gpu: bool | None = None,
     progress: Progress = silent,
 ) -> _Rows:
@@ -64,7 +65,7 @@ def ranks_of_best(
     positives
         Of each query at least one, ascending.
     block
-        Scores of a tile, at 4 bytes each.
+        Scores of a tile, at 4 bytes each; by default as suits the CPU's caches, or a GPU's width.
     gpu
         Whether tiles are scored by torch on a GPU; None: where torch is in use and sees one.
     progress
@@ -91,7 +92,9 @@ def ranks_of_best(
     width = query_QD.shape[1]
     off_Q = 2 * (width + 2) * _ROUNDING * query_length_Q
     ahead_Q = np.zeros(len(query_QD), np.int64)
-    count = _Gpu() if (_torch_sees_gpu() if gpu is None else gpu) else _Cpu()
+    on_gpu = _torch_sees_gpu() if gpu is None else gpu
+    count = _Gpu() if on_gpu else _Cpu()
+    block = block or (_GPU_SCORES if on_gpu else _CPU_SCORES)
     step_b, step_c = _steps(len(query_QD), len(corpus_CD), block)
     for from_c in range(0, len(corpus_CD), step_c):
         c = slice(from_c, from_c + step_c)

@@ -1,6 +1,10 @@
 """What cannot go well is said before the work begins."""
 
+import contextlib
+import sys
+
 import pytest
+import torch
 
 from b3_core.ahead import check_benchmarks, check_student, check_teacher
 from b3_core.config import (
@@ -48,7 +52,8 @@ def test_a_student_of_texts_is_refused_for_pictures():
         ({"compute": {"report_to": ("mlflow",)}}, "compute.report_to needs mlflow"),
     ],
 )
-def test_a_training_that_cannot_be_is_refused(sections, message):
+def test_a_training_that_cannot_be_is_refused(sections, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as if it were not installed
     with pytest.raises(InputError, match=message):
         check_student(spec(TEXTS, **sections))
 
@@ -58,6 +63,34 @@ def test_a_training_that_can_be_is_not():
     check_student(
         spec(TEXTS, compute=two, train=TrainSpec(student="/models/bert", lora=LoraSpec()))
     )
+
+
+@pytest.mark.parametrize(
+    ("trainers", "share", "gpus", "fit"),
+    [(4, 1, 4, True), (4, 1, 2, False), (2, 0.5, 1, True), (4, 0.5, 1, False), (1, 1, 0, False)],
+)
+def test_trainers_without_their_gpus_are_refused(trainers, share, gpus, fit, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    compute = ComputeSpec(train_workers=trainers, gpus_per_worker=share)
+    asked = spec(TEXTS, compute=compute, train=TrainSpec(student="/models/bert"))
+    said = rf"{trainers} x .* = {share:g} do not fit this machine's GPUs: torch sees {gpus}; "
+    with contextlib.nullcontext() if fit else pytest.raises(InputError, match=said):
+        check_student(asked)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # where nodes may come
+    check_student(asked)
+
+
+def test_a_student_that_trains_on_the_cpu_needs_no_gpu(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    check_student(spec(TEXTS, compute=ComputeSpec(gpus_per_worker=1)))
+
+
+def test_torch_is_imported_only_to_count_gpus(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    check_student(spec(TEXTS, compute=ComputeSpec(), train=TrainSpec(student="/models/bert")))
 
 
 def test_a_benchmark_without_its_folder_is_refused(tmp_path):

@@ -56,7 +56,7 @@ def test_drafts_of_killed_processes_are_listed_when_all_of_them_is_old(folder: P
     gone.mkdir()
     os.utime(gone, (time.time() - 2 * DAY,) * 2)
     with scratch():
-        found = copies.left_drafts(older_than=DAY)
+        found = copies.left_behind(older_than=DAY)
     assert [path for path, _ in found] == [left, gone]
     assert found[0][1] >= 5
 

@@ -116,6 +116,18 @@ def test_the_order_of_datasets_is_part_of_what_a_manifest_is(tmp_path):
         assert verify(store.get(each.address))
 
 
+def test_a_manifest_of_several_datasets_without_their_order_is_of_an_older_version(tmp_path):
+    store, stage = mine(tmp_path, BatchSpec(batch_size=8), topic_table(50), topic_table(75))
+    head = Manifest.read_head(store.get(stage.address))
+    older = {name: value for name, value in head["settings"].items() if name != "order"}
+    address = dataclasses.replace(stage.address, fingerprint="0" * 20)
+    with store.draft(address, lineage={}, settings={}) as draft:
+        draft.write_json("manifest.json", head | {"schema": 5, "settings": older})
+    with pytest.raises(InputError, match="has schema version 5; expected version 6; mine again"):
+        Manifest.read_head(store.get(address))
+    assert stage.version // 10_000 == 6  # an address of its own, or the older one would be found
+
+
 def test_batches_across_datasets_are_kept_and_checked_slot_by_slot(tmp_path):
     at_random = (Phase(epochs=2, random_share=1),)
     batching = BatchSpec(batch_size=8, mixing="across", negatives=1, curriculum=at_random)

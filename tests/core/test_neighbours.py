@@ -476,6 +476,7 @@ def test_torch_searches_on_a_gpu_what_faiss_cannot(faiss_gpus, searches, monkeyp
     monkeypatch.setattr(search, "Torch", OnGpu)
     monkeypatch.setattr(search, "_torch_sees_gpu", lambda: True)
     monkeypatch.setattr(search, "_GPU_CANDIDATES", 150)
+    monkeypatch.setattr(search, "_GPU_ROWS", 900)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: faiss_gpus, raising=False)
     monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
     monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)

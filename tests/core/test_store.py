@@ -144,9 +144,17 @@ def test_a_record_of_another_schema_is_refused_by_name(tmp_path):
         store.find(ADDRESS)
 
 
-def test_credentials_in_the_root_are_refused_and_not_repeated():
-    with pytest.raises(InputError) as caught:
-        ArtifactStore("s3://KEY:hunter2@bucket/prefix")
+@pytest.mark.parametrize(
+    "root",
+    [
+        "s3://KEY:hunter2@bucket/prefix",
+        "KEY:hunter2@bucket/prefix",  # without its scheme
+        "https://host/prefix?X-Amz-Signature=hunter2",
+    ],
+)
+def test_credentials_in_the_root_are_refused_and_not_repeated(root):
+    with pytest.raises(InputError, match="carries credentials") as caught:
+        ArtifactStore(root)
     assert "hunter2" not in str(caught.value)
 
 

@@ -63,10 +63,12 @@ def test_merged_weights_are_the_adapters(models, tmp_path):
     model = build_student(spec, seed=0)
     trained = [name for name, part in model.named_parameters() if part.requires_grad]
     assert trained and all("lora_" in name for name in trained)
+    # Seeded: a few draws in a hundred have attention so steep that rounding alone is seen.
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, part in model.named_parameters():
             if "lora_B" in name:  # zero at first: adapters start as nothing
-                part.normal_()
+                part.normal_(generator=generator)
     with_adapters = model.encode(WORDS[:5])
     merge_adapters(model)
     np.testing.assert_allclose(model.encode(WORDS[:5]), with_adapters, rtol=1e-4, atol=1e-5)
