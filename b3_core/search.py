@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from b3_core.errors import InputError
+from b3_core.precision import full_precision
 
 Method = Literal["exact", "ivf", "hnsw"]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -244,7 +245,7 @@ class Torch:
         low_BD = query.to(self.device, self.dtype)
         best_BC: Any = None
         row_BC: Any = None
-        with _full_precision(torch):
+        with full_precision(torch):
             for start, part in self._tiles(len(query_BD), candidates):
                 score_BT = low_BD @ part.T
                 score, row = score_BT.topk(min(candidates, len(part)), dim=1)
@@ -390,20 +391,3 @@ def _torch_sees_gpu() -> bool:
     if "torch" not in sys.modules and not any(Path(driver).exists() for driver in _DRIVERS):
         return False
     return bool(importlib.import_module("torch").cuda.is_available())
-
-
-@contextmanager
-def _full_precision(torch: Any) -> Iterator[None]:
-    """Sum in fp32 whatever the user allows elsewhere: no TF32, no partial sums in 16 bits."""
-    matmul = torch.backends.cuda.matmul
-    names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
-    precision, allowed = torch.get_float32_matmul_precision(), [getattr(matmul, n) for n in names]
-    try:
-        torch.set_float32_matmul_precision("highest")
-        for name in names:
-            setattr(matmul, name, False)
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        for name, value in zip(names, allowed, strict=True):
-            setattr(matmul, name, value)

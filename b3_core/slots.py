@@ -159,6 +159,10 @@ def positions(plan: BatchPlan, lengths: Sequence[int]) -> Positions:
     start_T = np.concatenate([[0], np.cumsum(length_T[:-1])])
     return np.asarray(plan.row_SB + start_T[plan.dataset_SB], dtype=np.int64)
 
+#: Stands for what datasets would take a hash of, pickling all texts: nothing here is cached by it.
+#: On Python 3.12 pyarrow's tables cannot even be pickled the way it does.
+_UNHASHED = "b3"
+
 
 def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] = ()) -> "Dataset":
     """Return every row of every table as one dataset: ``query``, ``positive``, ``negative``.
@@ -195,7 +199,7 @@ def row_dataset(pairs: Sequence[PairTable], prompts: Sequence[tuple[str, str]] =
             none = pa.chunked_array([pa.array([NO_MEDIUM] * len(part), MEDIUM)])
             columns[name] = part.table[name] if name in part.table.column_names else none
         tables.append(pa.table(columns))
-    return Dataset(pa.concat_tables(tables))
+    return Dataset(pa.concat_tables(tables), fingerprint=_UNHASHED)
 
 
 def _apart(
@@ -256,8 +260,18 @@ def slot_dataset(
     """
     from datasets import Dataset  # noqa: PLC0415 - a second to import
 
-    numbers = Dataset.from_dict({"slot": np.arange(len(slots))})
-    return numbers.with_transform(_Lookup(slots, rows, marks, shelves))
+    numbers = numbered(len(slots))
+    # Dataset.set_transform, without the hash that its decorator takes of all that is looked up in.
+    lookup = _Lookup(slots, rows, marks, shelves)
+    Dataset.set_format.__wrapped__(numbers, "custom", transform=lookup)
+    return numbers
+
+
+def numbered(slots: int) -> "Dataset":
+    """Return a dataset with an item a slot: its number, ``slot``."""
+    from datasets import Dataset  # noqa: PLC0415 - a second to import
+
+    return Dataset(pa.table({"slot": np.arange(slots)}), fingerprint=_UNHASHED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
 from b3_core.sampler import TrainerSampler
 from b3_core.scratch import scratch
-from b3_core.slots import Marks, Slots, row_dataset, slot_dataset
+from b3_core.slots import Marks, Slots, numbered, row_dataset, slot_dataset
 from b3_core.static import SparseMean, TokenTable, is_static
 from b3_core.student import build_student, merge_adapters, save_memory
 from b3_core.teacher import seeing
@@ -228,7 +228,7 @@ def _trainer(
     tokenizer = model[0].tokenizer
     return PlanTrainer(
         **common,
-        train_dataset=Dataset.from_dict({"slot": np.arange(len(slots))}),
+        train_dataset=numbered(len(slots)),
         data_collator=TokenCollator(
             slots,
             TokenTable.of(tokenizer, [rows.data["query"]]),

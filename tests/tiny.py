@@ -16,6 +16,7 @@ from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
+    InternVLVideoProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLModel,
     Qwen2Config,
@@ -32,6 +33,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+from transformers.utils import is_torchvision_available
 
 from b3_core.multimodal import read_frames_as_images
 
@@ -244,6 +246,7 @@ def internvl(folder: Path) -> Path:
     InternVLProcessor(
         GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, crop_to_patches=True),
         tokens,
+        *([InternVLVideoProcessor()] if is_torchvision_available() else []),
         image_seq_length=4,
         chat_template=CHAT.replace(QWEN_IMAGE, "<IMG_CONTEXT>"),
     ).save_pretrained(folder)

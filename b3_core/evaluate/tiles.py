@@ -14,8 +14,6 @@ corpus entries of one tile.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +21,7 @@ import numpy.typing as npt
 from numba import njit, prange
 
 from b3_core.errors import InputError
+from b3_core.precision import full_precision
 from b3_core.progress import Progress, silent
 
 _ROUNDING = 2.0**-24  # half the distance from 1 to the next float32
@@ -197,22 +196,11 @@ class _Gpu:
                 (score_b + error_b).astype(np.float32)[:, None],
             )
         )
-        with _full_precision(self._torch):
+        with full_precision(self._torch):
             score_bc = query_bD @ self._corpus_cD.T
         ahead_b += (score_bc > high_b1).sum(1).cpu().numpy()
         close = ((score_bc >= low_b1) & (score_bc <= high_b1)).nonzero().cpu().numpy()
         _compare(close, tile, ahead_b)
-
-
-@contextmanager
-def _full_precision(torch: Any) -> Iterator[None]:
-    """Multiply in fp32 whatever the user allows elsewhere: TF32's errors are a thousand times."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _torch_sees_gpu() -> bool:

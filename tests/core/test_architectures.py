@@ -15,6 +15,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     SiglipProcessor,
 )
+from transformers.utils import is_torchvision_available
 
 from b3_core import multimodal, student, teacher
 from b3_core.config import LoraSpec, TeacherSpec
@@ -170,6 +171,7 @@ def test_what_was_set_is_saved_with_a_model(teachers: Teachers, name: str, tmp_p
     assert again.model[0].processing_kwargs == model[0].processing_kwargs
 
 
+@pytest.mark.skipif(is_torchvision_available(), reason="it prepares videos")
 def test_processors_lose_their_videos_once() -> None:
     multimodal.read_frames_as_images()
     multimodal.read_frames_as_images()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from b3_core import neighbours, search
 from b3_core.errors import InputError
 from b3_core.neighbours import RankTable, rank, window_recall
+from b3_core.precision import full_precision
 from b3_core.store import Address, ArtifactStore
 from tests.conftest import examples
 
@@ -313,6 +314,7 @@ def test_a_gpu_searches_what_it_can_and_the_cpu_the_rest(monkeypatch, searched):
     monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
     monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
     monkeypatch.setattr(search, "_GPU_CANDIDATES", 100)
+    monkeypatch.setattr(search, "_torch_sees_gpu", lambda: False)
     assert_same(rank(query_ND, positive_ND, group_N=group_N, width=40), expected)
     assert on_gpu == [95]
     assert [k for _, k in searched] == [190]
@@ -436,21 +438,33 @@ def test_no_score_of_a_search_is_further_off_than_it_says(dtype, kind):
     assert (exact_NN.max(axis=1) <= found.ceiling_B).all()
 
 
-def test_torch_is_left_as_it_was():
+@pytest.fixture
+def torch_as_it_was():
     torch = pytest.importorskip("torch")
+    yield torch
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("chosen", ["all of them", "cuda alone"])
+def test_torch_multiplies_in_full_and_is_left_as_it_was(chosen, torch_as_it_was):
+    torch = torch_as_it_was
     matmul = torch.backends.cuda.matmul
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        with search._full_precision(torch):
-            assert torch.get_float32_matmul_precision() == "highest"
-            assert not matmul.allow_fp16_reduced_precision_reduction
-            assert not matmul.allow_bf16_reduced_precision_reduction
-        assert torch.get_float32_matmul_precision() == "high"
-        assert matmul.allow_fp16_reduced_precision_reduction
-        assert matmul.allow_bf16_reduced_precision_reduction
-    finally:
-        torch.set_float32_matmul_precision(before)
+    if chosen == "cuda alone":
+        matmul.allow_tf32 = (
+            True  # after which a torch with a GPU may refuse to say what holds for all
+        )
+    else:
+        torch.set_float32_matmul_precision("medium")
+    before = matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    assert before[0] == "tf32"
+    with full_precision(torch):
+        assert matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert not matmul.allow_fp16_reduced_precision_reduction
+        assert not matmul.allow_bf16_reduced_precision_reduction
+    assert (matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == before
+    assert matmul.allow_tf32
+    assert matmul.allow_fp16_reduced_precision_reduction
+    assert matmul.allow_bf16_reduced_precision_reduction
 
 
 @pytest.mark.parametrize(("faiss_gpus", "searches"), [(0, ["float16"]), (1, ["faiss", "float32"])])
