@@ -1,7 +1,6 @@
 """What a CONFIG asks for and cannot have, said before hours of work instead of after them."""
 
 import importlib.util
-import math
 
 from b3_core import benchmarks, packaged
 from b3_core.config import ComputeSpec, PipelineSpec
@@ -39,8 +38,8 @@ def check_student(spec: PipelineSpec) -> None:
     ------
     InputError
         It is a packaged one of texts, and a dataset has images or videos; batches cannot be shared
-        out to the trainers; adapters, or several GPUs, for a packaged student; a package is absent;
-        trainers want more GPUs than there are.
+        out to the trainers; adapters for a packaged student; a package is absent; trainers want
+        more GPUs than there are, or would share one.
     """
     for dataset in spec.datasets:
         if spec.train.student in _READ_TEXTS and dataset.media_columns:
@@ -67,13 +66,6 @@ def check_student(spec: PipelineSpec) -> None:
             f"train.lora is set, but student {spec.train.student} has no layers to adapt",
             remedy="remove train.lora, or name a transformer in train.student",
         )
-    static = small and spec.train.student in _READ_TEXTS
-    if static and trainers > 1 and spec.compute.gpus_per_worker:
-        raise InputError(
-            f"student {spec.train.student} trains on the CPU, but its {trainers} trainers would be "
-            "joined over GPUs",
-            remedy="set compute.gpus_per_worker: 0, or compute.train_workers: 1",
-        )
     needed = [("train.lora", "peft")] if spec.train.lora is not None else []
     loggers = ("wandb", "mlflow")  # TensorBoard comes with this package
     needed += [("compute.report_to", name) for name in loggers if name in spec.compute.report_to]
@@ -88,20 +80,13 @@ def check_student(spec: PipelineSpec) -> None:
 
 
 def _check_gpus(compute: ComputeSpec) -> None:
-    """Refuse trainers that this machine has too few GPUs for, as a session does once it has Ray."""
-    session = RaySession(compute)
-    if not compute.gpus_per_worker or session.joins:  # to a cluster nodes may come
-        return
-    import torch  # noqa: PLC0415 - seconds to import
+    """Refuse trainers that this machine has no GPUs for, as a session does once it has Ray."""
+    session, gpus = RaySession(compute), 0
+    if compute.gpus_per_worker and not session.joins:  # what a cluster has is seen when it is open
+        import torch  # noqa: PLC0415 - seconds to import
 
-    gpus = torch.cuda.device_count()
-    if session._fitting(math.inf, gpus) < compute.train_workers:
-        raise InputError(
-            f"compute.train_workers = {compute.train_workers} x compute.gpus_per_worker = "
-            f"{compute.gpus_per_worker:g} do not fit this machine's GPUs: torch sees {gpus}",
-            remedy="lower one of them (gpus_per_worker: 0 trains on the CPU), or join a cluster "
-            "with RAY_ADDRESS",
-        )
+        gpus = torch.cuda.device_count()
+    session.check_trainers(gpus)
 
 
 def check_benchmarks(spec: PipelineSpec) -> None:

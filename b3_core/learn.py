@@ -26,6 +26,8 @@ from b3_core.progress import Progress, silent
 from b3_core.stage import Stage, missing
 from b3_core.store import ArtifactStore
 
+_ADAPTERS = "adapters.safetensors"  # beside the model, in which they are merged
+
 
 @dataclass(frozen=True)
 class Student(Stage):
@@ -62,7 +64,8 @@ class Student(Stage):
         """Identify the weights that training starts from."""
         initial = "random"
         if before is not None:
-            initial = "student:" + before.address.fingerprint
+            part = "student" if train.lora is None else "adapters"
+            initial = f"{part}:{before.address.fingerprint}"
         elif train.student == "tokens":  # the packaged model's token vectors
             initial = "tokens:" + teacher.weights_of("minilm", None)
         elif train.student == "glyphs":  # the same, and a network from random weights
@@ -149,8 +152,12 @@ class Student(Stage):
             done = {"steps": 0, "examples_seen": 0, "train_seconds": 0.0}
             if self.before is not None:
                 trained = store.get(self.before.address)
-                initial = stack.enter_context(trained.folder("model"))
+                if self.train.lora is None:
+                    initial = stack.enter_context(trained.folder("model"))
+                else:
+                    initial = trained.path(_ADAPTERS)
                 done = {name: trained.counts[name] for name in done}
+            goes_on = self.train.lora is not None and self.span[1] < 1
             result = train_student(
                 tables,
                 manifest.plan,
@@ -162,6 +169,7 @@ class Student(Stage):
                 teacher_of=self._teacher_of(store),
                 shelf_of=[ref.shelf(store) for ref in self.manifest.refs],
                 initial=initial,
+                adapters=draft.path(_ADAPTERS) if goes_on else None,
                 span=self.span,
                 checkpoints=self.checkpoints(store),
                 compute=self.compute,

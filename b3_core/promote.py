@@ -7,6 +7,7 @@ Data moves on between two trainings, so the current student is judged again on t
 are now; queries that it was trained on do not count.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from b3_core.config import EvalSpec, PromoteSpec, TrainSpec
 from b3_core.embed import PairsRef
 from b3_core.evaluate import compare, retrieval
 from b3_core.learn import Evaluation, Judge
-from b3_core.manifest import Manifest
 from b3_core.pairs import read_keys
 from b3_core.progress import Progress
 from b3_core.stage import Stage, generator
@@ -237,9 +237,15 @@ class Promotion:
 
 
 def trained_on(student: Address, store: ArtifactStore) -> dict[str, Any]:
-    """Return the head of the manifest that a student was trained on."""
+    """Return the head of the manifest that a student was trained on, of whatever schema.
+
+    A student in place outlives versions of b3, and its manifest cannot be mined again; all of them
+    name datasets and pairs alike.
+    """
     made = store.get(student).record["lineage"]["manifest"]
-    return Manifest.read_head(store.get(Address(student.dataset, "manifest", made)))
+    body = store.get(Address(student.dataset, "manifest", made)).path("manifest.json").read_bytes()
+    head: dict[str, Any] = json.loads(body)
+    return head
 
 
 def _marks(history: Sequence[dict[str, Any]], evaluation: Evaluation) -> list[dict[str, Any]]:

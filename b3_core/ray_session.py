@@ -109,14 +109,14 @@ class RaySession:
             import ray  # noqa: PLC0415
 
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            return max(1, sum(self._fitting(n.get("CPU", 0), n.get("GPU", 0)) for n in nodes))
+            return max(1, sum(self.fitting(n.get("CPU", 0), n.get("GPU", 0)) for n in nodes))
         if self.compute.gpus_per_worker:
             import torch  # noqa: PLC0415
 
-            return max(1, self._fitting(math.inf, torch.cuda.device_count()))
+            return max(1, self.fitting(math.inf, torch.cuda.device_count()))
         return os.cpu_count() or 1
 
-    def _fitting(self, cpus: float, gpus: float) -> int:
+    def fitting(self, cpus: float, gpus: float) -> int:
         """Count the actors that fit on a node: a core each, and a part of a GPU, or whole ones."""
         share = self.compute.gpus_per_worker
         if not share:
@@ -153,7 +153,8 @@ class RaySession:
         """
         ray = self._open()
         session = self if gpu else RaySession(self.compute.model_copy(update=_NO_GPU))
-        session._check_gpus(ray)
+        if session.compute.gpus_per_worker:
+            session.check_gpus(_gpus(ray))
         key = repr((cls, args, gpu, sorted(kwargs.items())))
         with self._lock:
             if key not in self._pools:
@@ -188,7 +189,7 @@ class RaySession:
         self.free_actors()
         share = self.compute.gpus_per_worker if gpu else 0
         if share:
-            self._check_gpus(ray)
+            self.check_gpus(_gpus(ray))
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         fit = [node for node in nodes if node.get("GPU", 0) >= share] or nodes
         cpus = max(1, min(cpus, int(max(node.get("CPU", 0) for node in fit))))
@@ -220,14 +221,14 @@ class RaySession:
         Raises
         ------
         InputError
-            Its workers want more GPUs than this machine has.
+            Its workers want more GPUs than this machine has, or would share one.
         B3Error
             What the loop raised on purpose; anything else as Ray reports it, after retries.
         """
         ray = self._open()
         compute = self.compute
         if gpu:
-            self._check_gpus(ray, compute.train_workers)
+            self.check_trainers(_gpus(ray))
         else:
             compute = compute.model_copy(update=_NO_GPU)
         keep_handler()
@@ -239,18 +240,50 @@ class RaySession:
         with self._lock:
             self._pools.clear()
 
-    def _check_gpus(self, ray: Any, workers: int = 1) -> None:
-        """Refuse what Ray would wait for for ever; to a cluster that is joined nodes may come."""
+    def check_gpus(self, gpus: float, workers: int = 1) -> None:
+        """Refuse what Ray would wait for for ever; to a cluster that is joined nodes may come.
+
+        Parameters
+        ----------
+        gpus
+            Those of this machine.
+        workers
+            How many must run at once.
+
+        Raises
+        ------
+        InputError
+            They do not fit.
+        """
         share = self.compute.gpus_per_worker
         if not share or self.joins:
             return
-        gpus = ray.cluster_resources().get("GPU", 0)
-        if self._fitting(math.inf, gpus) < workers:
+        if self.fitting(math.inf, gpus) < workers:
             raise InputError(
                 f"{workers} x compute.gpus_per_worker = {share:g} do not fit this machine's GPUs: "
                 f"{gpus:g}",
-                remedy="set compute.gpus_per_worker: 0, or join a cluster with RAY_ADDRESS",
+                remedy="lower one of them (gpus_per_worker: 0 is the CPU), or join a cluster with "
+                "RAY_ADDRESS",
             )
+
+    def check_trainers(self, gpus: float) -> None:
+        """Refuse trainers of one training that do not fit, or would meet on one GPU.
+
+        Raises
+        ------
+        InputError
+            NCCL joins no two processes of a GPU, and Ray puts shares that fit onto the same one;
+            or they do not fit.
+        """
+        share, trainers = self.compute.gpus_per_worker, self.compute.train_workers
+        if trainers > 1 and 0 < share < 1:
+            raise InputError(
+                f"compute.train_workers: {trainers} with compute.gpus_per_worker: {share:g} would "
+                "have trainers share a GPU",
+                expected="a whole GPU for each of several trainers: NCCL joins no others",
+                remedy="set compute.gpus_per_worker: 1 (0 is the CPU), or compute.train_workers: 1",
+            )
+        self.check_gpus(gpus, trainers)
 
     def _open(self) -> Any:
         for name, value in ENVIRONMENT.items():
@@ -289,6 +322,10 @@ def session(compute: ComputeSpec) -> Iterator[RaySession]:
             yield opened
         finally:
             _shared.pop()
+
+
+def _gpus(ray: Any) -> float:
+    return float(ray.cluster_resources().get("GPU", 0))
 
 
 def _result(ray: Any, reference: Any) -> Any:

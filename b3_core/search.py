@@ -88,7 +88,7 @@ def exact(positive_ND: npt.NDArray[np.float32], *, memory_mb: int) -> Search:
     """
     faiss = _faiss()
     gpus = getattr(faiss, "get_num_gpus", lambda: 0)()  # some CPU builds lack the function
-    if not gpus and len(positive_ND) >= _GPU_ROWS and _torch_sees_gpu():
+    if not gpus and len(positive_ND) >= _GPU_ROWS and torch_sees_gpu():
         return Torch(positive_ND, device="cuda", dtype="float16", memory_mb=memory_mb)
     return Faiss(positive_ND, gpu=gpus > 0, memory_mb=memory_mb)
 
@@ -153,7 +153,7 @@ class Faiss:
             # In fp32 at once: whoever needs so many candidates is deep among near ties.
             self._beyond = (
                 Torch(self.positive_ND, device="cuda", dtype="float32", memory_mb=self.memory_mb)
-                if _torch_sees_gpu()
+                if torch_sees_gpu()
                 else Faiss(self.positive_ND)
             )
         return self._beyond
@@ -386,7 +386,7 @@ def let_go() -> None:
         torch.cuda.empty_cache()
 
 
-def _torch_sees_gpu() -> bool:
+def torch_sees_gpu() -> bool:
     """Ask torch, but only where asking can pay: to import it takes seconds."""
     if "torch" not in sys.modules and not any(Path(driver).exists() for driver in _DRIVERS):
         return False

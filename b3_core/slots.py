@@ -159,6 +159,7 @@ def positions(plan: BatchPlan, lengths: Sequence[int]) -> Positions:
     start_T = np.concatenate([[0], np.cumsum(length_T[:-1])])
     return np.asarray(plan.row_SB + start_T[plan.dataset_SB], dtype=np.int64)
 
+
 #: Stands for what datasets would take a hash of, pickling all texts: nothing here is cached by it.
 #: On Python 3.12 pyarrow's tables cannot even be pickled the way it does.
 _UNHASHED = "b3"

@@ -2,16 +2,19 @@
 
 packaged, folder or hub id -> model (pooling, prompts, length) -> adapters put in -> trained
         -> adapters merged into the weights -> a folder that SentenceTransformer(folder) loads
+        -> adapters before they are merged, in a file beside it -> a training that goes on
 """
 
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from b3_core import packaged, teacher, vision
 from b3_core.config import LoraSpec, TrainSpec
-from b3_core.errors import InputError
+from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.static import is_static
 
 
@@ -25,16 +28,19 @@ def build_student(
     Parameters
     ----------
     initial
-        Folder of a student that was trained before, instead of ``spec.student``.
+        Folder of a student that was trained before, instead of ``spec.student``; where adapters
+        are trained, what :func:`keep_adapters` wrote of it, for ``spec.student``.
 
     Raises
     ------
     InputError
         The student cannot be loaded, or cannot be trained as CONFIG says.
+    CorruptArtifactError
+        The adapters are of another student.
     """
     if spec.student in packaged.SMALL:
         teacher.refuse_pooling(spec.student, spec.pooling)
-    if initial is not None:
+    if initial is not None and spec.lora is None:
         model = teacher.load_model(str(initial), revision=None)
     elif spec.student == "static":
         model = packaged.static_student(spec.dim, seed)
@@ -54,6 +60,10 @@ def build_student(
         model.float()
     if spec.lora is not None:
         put_in_adapters(model, spec.lora)
+        if initial is not None:
+            # Not the merged weights: in 32 bits they take twice the memory of those as stored, and
+            # rounded to 16 they lose part of what the adapters had learnt.
+            _take_up(model, initial)
     model.prompts = {"query": spec.query_prompt, "document": spec.positive_prompt}
     model.default_prompt_name = None
     return model
@@ -115,6 +125,28 @@ def save_memory(model: SentenceTransformer) -> None:
     enable = getattr(inner, "activation_checkpointing_enable", None)  # before transformers 5: ...
     # Not the reentrant kind: beside adapters, what goes into a layer has no gradient.
     (enable or inner.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def keep_adapters(model: SentenceTransformer, file: Path) -> None:
+    """Write what is trained beside frozen weights, for a training that goes on from there."""
+    save_file(_trained(model), file)
+
+
+def _take_up(model: SentenceTransformer, file: Path) -> None:
+    kept, trained = load_file(file), _trained(model)
+    if {n: p.shape for n, p in kept.items()} != {n: p.shape for n, p in trained.items()}:
+        raise CorruptArtifactError(
+            f"{file} has adapters of other layers than this student's",
+            expected="those that the training before this one made",
+            remedy="delete that student's folder and run the same command again",
+        )
+    with torch.no_grad():
+        for name, part in trained.items():
+            part.copy_(kept[name])
+
+
+def _trained(model: SentenceTransformer) -> dict[str, torch.Tensor]:
+    return {name: part for name, part in model.named_parameters() if part.requires_grad}
 
 
 def merge_adapters(model: SentenceTransformer) -> None:

@@ -44,7 +44,7 @@ from b3_core.sampler import TrainerSampler
 from b3_core.scratch import scratch
 from b3_core.slots import Marks, Slots, numbered, row_dataset, slot_dataset
 from b3_core.static import SparseMean, TokenTable, is_static
-from b3_core.student import build_student, merge_adapters, save_memory
+from b3_core.student import build_student, keep_adapters, merge_adapters, save_memory
 from b3_core.teacher import seeing
 from b3_core.trainer import PlanTrainer, Watch, steps_a_point
 from b3_core.vision import has_flat_tokens
@@ -85,6 +85,7 @@ def train_student(
     teacher_of: Sequence[tuple[Vectors, Vectors]] = (),
     shelf_of: Sequence[Shelf | None] = (),
     initial: Path | None = None,
+    adapters: Path | None = None,
     span: tuple[float, float] = (0.0, 1.0),
     checkpoints: Checkpoints | None = None,
     compute: ComputeSpec | None = None,
@@ -105,7 +106,7 @@ def train_student(
         Decides the initial weights and every random choice. On a CPU the same seed gives the same
         weights, bit for bit; global random states are put back afterwards.
     output
-        Folder for ``SentenceTransformer(output)``; nothing else is written.
+        Folder for ``SentenceTransformer(output)``; nothing else is written but ``adapters``.
     negatives
         Hard negatives of every slot; none by default.
     prompts
@@ -116,7 +117,10 @@ def train_student(
     shelf_of
         Where each dataset's images and videos are; None, or left out, where it has none.
     initial
-        Folder of the model to go on with, instead of ``spec.student``.
+        What to go on from: the folder of a model, instead of ``spec.student``; where adapters are
+        trained, the file of those.
+    adapters
+        File for the adapters that are trained, as they are before they are merged.
     span
         Which part of the whole training this is, of 0 to 1: the learning rate goes on from where
         the part before it ended. The optimizer's moments begin anew.
@@ -197,6 +201,8 @@ def train_student(
             )
         seconds = watch.seconds
         if trainer.is_world_process_zero():
+            if adapters is not None:
+                keep_adapters(model, adapters)
             merge_adapters(model)
             model.save_pretrained(str(output), create_model_card=False, safe_serialization=True)
     return TrainResult(len(plan.row_SB), plan.row_SB.size, seconds, watch.curve)

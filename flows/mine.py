@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from b3_core import ahead
+from b3_core import ahead, search
 from b3_core.config import PipelineSpec
 from b3_core.embed import Vectors
 from b3_core.plan import Plan
@@ -122,9 +122,10 @@ def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
     """Embed the shards that are missing, each its own task on a warm actor, then join them.
 
     A single one is embedded here, unless that is to be done elsewhere: to start Ray takes longer.
+    Not beside a GPU that nobody reserved, which Ray hides from its processes.
     """
     shards = missing(vectors.shards, store)
-    if len(shards) == 1 and ray.on_this_cpu:
+    if len(shards) == 1 and ray.on_this_cpu and not search.torch_sees_gpu():
         run_stage(shards[0], store)
     elif shards:
         with reporting.step("embed") as progress:

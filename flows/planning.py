@@ -41,7 +41,12 @@ def plan(
     cpus: Annotated[int | None, typer.Option(min=1, help="Cores of the machine meant.")] = None,
     memory_gb: Annotated[float | None, typer.Option(min=0.1, help="Its memory.")] = None,
     disk_gb: Annotated[float | None, typer.Option(min=0, help="Its free disk.")] = None,
-    gpus: Annotated[int, typer.Option(min=0, help="Its GPUs, for prices and workers.")] = 0,
+    gpus: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Its GPUs, for prices and workers; this machine's, if CONFIG reserves any."
+        ),
+    ] = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Teachers at once, instead of compute.workers.")
     ] = None,

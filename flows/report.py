@@ -46,14 +46,16 @@ def report(
 
     def work() -> dict[str, Any]:
         from b3_core.diff import diff  # noqa: PLC0415
-        from b3_core.forecast.machine import Machine, read_prices  # noqa: PLC0415
+        from b3_core.forecast.machine import Machine, gpus_here, read_prices  # noqa: PLC0415
         from b3_core.report.dataset import Options  # noqa: PLC0415
         from b3_core.report.describe import describe  # noqa: PLC0415
         from b3_core.report.page import page  # noqa: PLC0415
         from b3_core.store import open_artifact  # noqa: PLC0415
         from tasks import reporting  # noqa: PLC0415
 
-        hourly = replace(Machine.here("."), prices=read_prices(price)).money(3600)
+        prices = read_prices(price)
+        gpus = gpus_here() if "gpu-hour" in prices else 0
+        hourly = replace(Machine.here("."), prices=prices, gpus=gpus).money(3600)
         options = Options(rows, batches, seed, media=_folders(media), hourly=hourly)
         artifacts = [open_artifact(uri) for uri in (manifest, other) if uri is not None]
         with reporting.step("report") as progress:

@@ -27,7 +27,7 @@ class Machine:
 
     @classmethod
     def here(cls, root: str) -> Self:
-        """Look at this machine, and at the disk of a store's root."""
+        """Look at this machine, and at the disk of a store's root; not at GPUs (gpus_here)."""
         return cls(os.cpu_count() or 1, _memory_bytes() / 1e9, _disk_gb(root))
 
     def money(self, seconds: float) -> float | None:
@@ -40,6 +40,13 @@ class Machine:
             + self.prices.get("gpu-hour", 0.0) * self.gpus
         )
         return seconds / 3600 * an_hour
+
+
+def gpus_here() -> int:
+    """Count the GPUs that torch sees, which is seconds to import."""
+    import torch  # noqa: PLC0415
+
+    return int(torch.cuda.device_count())
 
 
 def read_prices(given: Iterable[str]) -> dict[str, float]:

@@ -4,6 +4,7 @@ sample -> embed x workers -> vectors -> mine -> train x jobs -> evaluate; start 
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from b3_core.forecast.jobs import Job, Rows
 from b3_core.forecast.rates import Timing
 from b3_core.forecast.sample import Sample
 from b3_core.progress import Progress, silent
+from b3_core.ray_session import RaySession
 
 #: Probes, and the kinds of stages whose rates each finds.
 PROBES = {
@@ -46,30 +48,34 @@ class Spread:
     evaluations: int
     evaluation_threads: int = 2
     shard_rows: int = 4096
+    gpus: int = 0
+    """Of the machine; 0 if workers have no use for them."""
 
     @classmethod
     def of(cls, spec: PipelineSpec, *, cpus: int, students: int, gpus: int = 0) -> "Spread":
         """Work it out as :mod:`b3_core.ray_session` does."""
-        share = spec.compute.gpus_per_worker
-        workers = spec.compute.workers or (max(1, int(gpus / share)) if share else cpus)
-        small = spec.train.student in packaged.SMALL and not share
-        jobs = min(students, cpus) if small and spec.compute.train_workers == 1 else 1
-        # Two cores each, of those that Ray is told of; small ones have one, on warm workers.
-        told = max(cpus, workers, spec.compute.train_workers) + 1
+        compute = spec.compute
+        workers = compute.workers or cpus
+        if compute.gpus_per_worker:
+            fit = RaySession(compute).fitting(math.inf, gpus)
+            workers = max(1, min(compute.workers or fit, fit))  # more would have no place
+        small = spec.train.student in packaged.SMALL  # trained and judged on the CPU, a core each
+        jobs = min(students, cpus) if small and compute.train_workers == 1 else 1
+        if small:
+            evaluations = compute.workers or cpus
+        elif compute.gpus_per_worker:
+            evaluations = workers
+        else:  # two cores each, of those that Ray is told of
+            evaluations = max(1, (max(cpus, workers, compute.train_workers) + 1) // 2)
         return cls(
             workers,
             max(1, jobs),
-            evaluations=_evaluations(workers, told, small=small, gpus=gpus / share if share else 0),
-            evaluation_threads=1 if small else 2,
-            shard_rows=spec.compute.shard_rows,
+            evaluations=evaluations,
+            # On warm workers, of a core, but for models on the CPU that are not small.
+            evaluation_threads=1 if small or compute.gpus_per_worker else 2,
+            shard_rows=compute.shard_rows,
+            gpus=gpus if compute.gpus_per_worker else 0,
         )
-
-
-def _evaluations(workers: int, told: int, *, small: bool, gpus: float) -> int:
-    if small:
-        return workers
-    at_once = max(1, told // 2)
-    return max(1, min(at_once, int(gpus))) if gpus else at_once
 
 
 @dataclass
@@ -243,20 +249,39 @@ class Prober:
         """Run a probe for each request, all at once."""
         with ThreadPoolExecutor(len(requests)) as pool:
             running = [
-                pool.submit(self._run_one, f"{kind}-{number}", request, threads)
+                pool.submit(
+                    self._run_one,
+                    f"{kind}-{number}",
+                    request,
+                    self._environment(kind, number, threads),
+                )
                 for number, request in enumerate(requests)
             ]
         return [each.result() for each in running]
 
+    def _environment(self, kind: str, number: int, threads: int | None) -> dict[str, str]:
+        """Return what Ray would give the process that this probe stands for."""
+        environment = dict(os.environ)
+        if threads is None:  # it stands for the run's own process
+            return environment
+        environment["OMP_NUM_THREADS"] = str(threads)
+        spec = self.sample.spec
+        on_cpu = kind != "embed" and spec.train.student in packaged.SMALL
+        if on_cpu or not spec.compute.gpus_per_worker:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        elif self.spread.gpus > 1:
+            seen = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(
+                map(str, range(self.spread.gpus))
+            )
+            environment["CUDA_VISIBLE_DEVICES"] = seen.split(",")[number % self.spread.gpus]
+        return environment
+
     def _run_one(
-        self, name: str, request: Mapping[str, Any], threads: int | None
+        self, name: str, request: Mapping[str, Any], environment: Mapping[str, str]
     ) -> dict[str, Any]:
         kind = name.partition("-")[0]
         asked, answered = (self.folder / f"{name}-{way}.json" for way in ("in", "out"))
         asked.write_text(json.dumps(request), encoding="utf-8")
-        environment = dict(os.environ)
-        if threads is not None:  # as Ray sets it for a worker of so many cores
-            environment["OMP_NUM_THREADS"] = str(threads)
         command = [sys.executable, "-m", "b3_core.forecast.probe", kind, str(asked), str(answered)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from b3_core.config import PipelineSpec
 from b3_core.embed import Pairs, PairsRef
 from b3_core.forecast.jobs import Job, Rows, jobs_of, key_of
-from b3_core.forecast.machine import Machine
+from b3_core.forecast.machine import Machine, gpus_here
 from b3_core.forecast.measure import Measured, Prober, Spread
 from b3_core.forecast.past import timings_of
 from b3_core.forecast.predict import Basis, Forecast, predict
@@ -53,6 +53,10 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
         A probe failed.
     """
     store = ArtifactStore(spec.store.root)
+    gpus = gpus_here() if spec.compute.gpus_per_worker else 0
+    machine = settings.machine
+    # On a machine without a GPU such a CONFIG is refused: where none is said, this one's are meant.
+    machine = replace(machine, gpus=machine.gpus or gpus)
     totals = {each.name: rows_of(each, spec, store) for each in spec.datasets}
     plan = Plan.in_store(spec, store)
     with tempfile.TemporaryDirectory(prefix="b3-plan-") as folder:
@@ -71,7 +75,7 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
         known = {each.key for each in timings}
         unknown = [job for job in jobs if not job.done and job.key not in known]
         students = sum(job.kind == "student" and not job.done for job in jobs)
-        here = Spread.of(spec, cpus=os.cpu_count() or 1, students=students)
+        here = Spread.of(spec, cpus=os.cpu_count() or 1, students=students, gpus=gpus)
         found = Measured(timings=list(timings))
         if any(job.kind != "results" for job in unknown):
             prober = Prober(sample, Path(folder, "probes"), totals, here, settings.seconds)
@@ -80,7 +84,6 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
             fresh = [each for each in probed.timings if each.key not in known]
             found = Measured([*timings, *fresh], probed.starts, probed.embedded, probed.dim)
         widths = _widths(like, sample, found, store)
-    machine = settings.machine
     basis = Basis(
         rates={**fit_all(found.timings), "results": _RESULTS},
         kinds={**{each.key: each.kind for each in found.timings}, "results": "results"},

@@ -48,7 +48,6 @@ def test_a_student_of_texts_is_refused_for_pictures():
     [
         ({"compute": {"train_workers": 3}}, "batches of 64 rows .*train_workers: 3"),
         ({"train": {"lora": {}}}, "student tokens has no layers to adapt"),
-        ({"compute": {"train_workers": 2, "gpus_per_worker": 1}}, "tokens trains on the CPU"),
         ({"compute": {"report_to": ("mlflow",)}}, "compute.report_to needs mlflow"),
     ],
 )
@@ -67,24 +66,39 @@ def test_a_training_that_can_be_is_not():
 
 @pytest.mark.parametrize(
     ("trainers", "share", "gpus", "fit"),
-    [(4, 1, 4, True), (4, 1, 2, False), (2, 0.5, 1, True), (4, 0.5, 1, False), (1, 1, 0, False)],
+    [(4, 1, 4, True), (4, 1, 2, False), (1, 0.5, 1, True), (2, 2, 3, False), (1, 1, 0, False)],
 )
 def test_trainers_without_their_gpus_are_refused(trainers, share, gpus, fit, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     compute = ComputeSpec(train_workers=trainers, gpus_per_worker=share)
     asked = spec(TEXTS, compute=compute, train=TrainSpec(student="/models/bert"))
-    said = rf"{trainers} x .* = {share:g} do not fit this machine's GPUs: torch sees {gpus}; "
+    said = rf"{trainers} x .* = {share:g} do not fit this machine's GPUs: {gpus}; "
     with contextlib.nullcontext() if fit else pytest.raises(InputError, match=said):
         check_student(asked)
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # where nodes may come
     check_student(asked)
 
 
-def test_a_student_that_trains_on_the_cpu_needs_no_gpu(monkeypatch):
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_trainers_that_would_share_a_gpu_are_refused(address, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    compute = ComputeSpec(train_workers=2, gpus_per_worker=0.5)
+    said = "train_workers: 2 with compute.gpus_per_worker: 0.5 would .*gpus_per_worker: 1 .0 is"
+    with pytest.raises(InputError, match=said):
+        check_student(spec(TEXTS, compute=compute, train=TrainSpec(student="/models/bert")))
+
+
+@pytest.mark.parametrize("student", ["tokens", "static", "glyphs"])
+@pytest.mark.parametrize(("trainers", "share"), [(1, 1), (2, 1), (2, 0.5)])
+def test_a_student_that_trains_on_the_cpu_needs_no_gpu(student, trainers, share, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    check_student(spec(TEXTS, compute=ComputeSpec(gpus_per_worker=1)))
+    compute = ComputeSpec(train_workers=trainers, gpus_per_worker=share)
+    check_student(spec(TEXTS, compute=compute, train=TrainSpec(student=student)))
 
 
 def test_torch_is_imported_only_to_count_gpus(monkeypatch):

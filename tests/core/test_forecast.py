@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
@@ -15,14 +17,15 @@ from b3_core.embed import Pairs, PairsRef
 from b3_core.errors import InputError
 from b3_core.forecast.jobs import KINDS, Job, Rows, jobs_of
 from b3_core.forecast.machine import Machine, read_prices
-from b3_core.forecast.measure import Spread
+from b3_core.forecast.measure import Measured, Prober, Spread
 from b3_core.forecast.past import timings_of
 from b3_core.forecast.predict import Basis, predict
 from b3_core.forecast.probe_mining import tiled
 from b3_core.forecast.probing import stretched
 from b3_core.forecast.rates import Timing, fit, fit_all
-from b3_core.forecast.sample import draw, for_training, rows_of
+from b3_core.forecast.sample import Sample, draw, for_training, rows_of
 from b3_core.forecast.sizes import Widths
+from b3_core.forecast.whole import Settings, forecast
 from b3_core.graph import CsrGraph
 from b3_core.plan import Plan
 from b3_core.stage import Past
@@ -223,6 +226,72 @@ def test_processes_side_by_side_share_the_time_and_add_up_in_memory():
     assert one.stages[0].seconds == pytest.approx(105) and one.seconds == pytest.approx(112)
     assert four.stages[0].seconds == pytest.approx(30)
     assert four.stages[0].memory_gb > 3 * one.stages[0].memory_gb - 2
+
+
+def share_of(spec, share, student="static", **compute):
+    return spec.model_copy(
+        update={
+            "compute": spec.compute.model_copy(update={"gpus_per_worker": share, **compute}),
+            "train": spec.train.model_copy(update={"student": student}),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "student", "gpus", "compute", "spread"),
+    [
+        (0, "static", 2, {}, Spread(8, 6, 8, 1)),
+        (0, "/bert", 2, {}, Spread(8, 1, 4, 2)),
+        (1, "/bert", 2, {}, Spread(2, 1, 2, 1, gpus=2)),
+        (0.6, "/bert", 2, {}, Spread(2, 1, 2, 1, gpus=2)),  # a share is of one GPU
+        (1, "/bert", 2, {"workers": 4}, Spread(2, 1, 2, 1, gpus=2)),
+        (1, "static", 2, {}, Spread(2, 6, 8, 1, gpus=2)),  # a small student stays on the CPU
+        (1, "/bert", 0, {}, Spread(1, 1, 1, 1)),
+    ],
+)
+def test_processes_at_once_are_those_of_a_session(spec, share, student, gpus, compute, spread):
+    asked = share_of(spec, share, student, **compute)
+    assert Spread.of(asked, cpus=8, students=6, gpus=gpus) == spread
+
+
+@pytest.mark.parametrize(
+    ("share", "student", "seen", "expected"),
+    [
+        (0, "static", None, {"embed": "", "train": "", "evaluate": "", "mine": None}),
+        (0, "/bert", "0,1", {"embed": "", "train": "", "evaluate": "", "mine": "0,1"}),
+        (1, "static", None, {"embed": "1", "train": "", "evaluate": "", "mine": None}),
+        (1, "/bert", "4,7", {"embed": "7", "train": "7", "evaluate": "7", "mine": "4,7"}),
+    ],
+)
+def test_a_probe_sees_the_gpus_that_the_run_would(
+    spec, monkeypatch, share, student, seen, expected
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    asked = share_of(spec, share, student)
+    spread = Spread.of(asked, cpus=2, students=1, gpus=2)
+    prober = Prober(Sample(asked, {}), Path(), {}, spread)
+    environments = {
+        kind: prober._environment(kind, 1, None if kind == "mine" else 1) for kind in expected
+    }
+    found = {kind: each.get("CUDA_VISIBLE_DEVICES") for kind, each in environments.items()}
+    assert found == expected
+
+
+@pytest.mark.parametrize(("share", "said", "gpus"), [(0, 0, 0), (1, 0, 3), (1, 2, 2)])
+def test_gpus_are_counted_where_they_are_wanted(spec, monkeypatch, share, said, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    spreads = []
+
+    def measure(prober, jobs, progress):
+        spreads.append(prober.spread)
+        return Measured(starts={"ray": 1.0})
+
+    monkeypatch.setattr(Prober, "measure", measure)
+    made = forecast(share_of(spec, share), Settings(replace(HERE, gpus=said)))
+    assert made.machine.gpus == gpus
+    assert [each.gpus for each in spreads] == [3 if share else 0]  # probes run here
 
 
 def test_money_is_the_clock_times_what_the_machine_costs():

@@ -314,7 +314,7 @@ def test_a_gpu_searches_what_it_can_and_the_cpu_the_rest(monkeypatch, searched):
     monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
     monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
     monkeypatch.setattr(search, "_GPU_CANDIDATES", 100)
-    monkeypatch.setattr(search, "_torch_sees_gpu", lambda: False)
+    monkeypatch.setattr(search, "torch_sees_gpu", lambda: False)
     assert_same(rank(query_ND, positive_ND, group_N=group_N, width=40), expected)
     assert on_gpu == [95]
     assert [k for _, k in searched] == [190]
@@ -488,7 +488,7 @@ def test_torch_searches_on_a_gpu_what_faiss_cannot(faiss_gpus, searches, monkeyp
         return plain(query_BD, positive_ND, k, **options)
 
     monkeypatch.setattr(search, "Torch", OnGpu)
-    monkeypatch.setattr(search, "_torch_sees_gpu", lambda: True)
+    monkeypatch.setattr(search, "torch_sees_gpu", lambda: True)
     monkeypatch.setattr(search, "_GPU_CANDIDATES", 150)
     monkeypatch.setattr(search, "_GPU_ROWS", 900)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: faiss_gpus, raising=False)
@@ -503,7 +503,7 @@ def test_torch_is_not_imported_where_there_is_no_driver(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(search, "_DRIVERS", ())
     monkeypatch.setattr(search.importlib, "import_module", pytest.fail)
-    assert not search._torch_sees_gpu()
+    assert not search.torch_sees_gpu()
 
 
 def topics(rows, *, seed=0):

@@ -4,10 +4,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from b3_core import head
+from b3_core.artifacts import Address
 from b3_core.config import PromoteSpec
 from b3_core.embed import Pairs
 from b3_core.errors import InputError
-from b3_core.promote import Promotion
+from b3_core.promote import Promotion, trained_on
+from b3_core.store import ArtifactStore
 from tests.conftest import topic_table
 from tests.core.test_incremental import Mining
 
@@ -84,10 +87,12 @@ def test_as_good_as_the_one_in_place(tmp_path, rule, status):
 
 
 @pytest.mark.slow
-def test_data_moved_on(tmp_path):
+def test_data_moved_on(tmp_path, monkeypatch):
     """The current student is judged on the new rows; those that it was trained on do not count."""
     place, table = Place(tmp_path), topic_table(400)
-    place.compete(GOOD, table)
+    with monkeypatch.context() as older:
+        older.setattr(head, "SCHEMA", 5)  # mined by a version of b3 before this one
+        place.compete(GOOD, table)
     smaller = table.slice(100)  # a fifth of fewer rows: some of those held out were trained on
     decision = place.compete(GOOD, pa.concat_tables([smaller, topic_table(60, seed=4).slice(40)]))
     heldout = Pairs.of(place.spec.datasets[0], place.spec.evaluate)
@@ -95,6 +100,17 @@ def test_data_moved_on(tmp_path):
     assert 0 < decision["difference"]["queries"] < heldout
     standing = place.standing
     assert standing.record["lineage"]["student"] == place.promotion.history[1]["student"][2]
+
+
+def test_a_manifest_of_an_older_schema_says_what_a_student_was_trained_on(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    manifest, student = (Address("faq", stage, "0" * 20) for stage in ("manifest", "student"))
+    older = {"schema": 3, "datasets": [{"name": "faq", "pairs": "1" * 20}]}
+    with store.draft(manifest, lineage={}, settings={}) as draft:
+        draft.write_json("manifest.json", older)
+    with store.draft(student, lineage={"manifest": "0" * 20}, settings={}) as draft:
+        draft.write_json("loss.json", [])
+    assert trained_on(student, store) == older
 
 
 def test_an_arm_that_is_not_there_is_refused(tmp_path):

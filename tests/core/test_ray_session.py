@@ -1,9 +1,11 @@
 """How many actors a session asks for, and when they are leased."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 
+from b3_core import ray_session
 from b3_core.config import ComputeSpec
 from b3_core.errors import InputError
 from b3_core.ray_session import ActorPool, RaySession
@@ -23,17 +25,7 @@ from b3_core.ray_session import ActorPool, RaySession
 )
 def test_actors_are_as_many_as_a_node_has_room_for(share, cpus, gpus, fit):
     session = RaySession(ComputeSpec(gpus_per_worker=share))
-    assert session._fitting(cpus, gpus) == fit
-
-
-class Machine:
-    """Ray as far as a session asks it how many GPUs there are."""
-
-    def __init__(self, gpus):
-        self.gpus = gpus
-
-    def cluster_resources(self):
-        return {"CPU": 3.0} | ({"GPU": float(self.gpus)} if self.gpus else {})
+    assert session.fitting(cpus, gpus) == fit
 
 
 @pytest.mark.parametrize(
@@ -44,9 +36,43 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch, share, gpus, workers, 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     session = RaySession(ComputeSpec(gpus_per_worker=share))
     with contextlib.nullcontext() if fit else pytest.raises(InputError, match=f"GPUs: {gpus}"):
-        session._check_gpus(Machine(gpus), workers)
+        session.check_gpus(gpus, workers)
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # where nodes may come
-    session._check_gpus(Machine(gpus), workers)
+    session.check_gpus(gpus, workers)
+
+
+@pytest.mark.parametrize(
+    ("share", "gpus", "trainers", "said"),
+    [
+        (0.5, 1, 1, None),
+        (0.5, 2, 2, "would have trainers share a GPU"),  # and fit: Ray puts both onto the first
+        (1, 2, 2, None),
+        (1, 2, 3, "do not fit this machine's GPUs: 2"),
+        (0, 0, 2, None),
+    ],
+)
+def test_trainers_have_whole_gpus(monkeypatch, share, gpus, trainers, said):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    session = RaySession(ComputeSpec(gpus_per_worker=share, train_workers=trainers))
+    with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+        session.check_trainers(gpus)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_training_checks_its_gpus_if_it_uses_them(monkeypatch, gpu):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 3.0, "GPU": 1.0})
+    ran = []
+    monkeypatch.setattr(RaySession, "_open", lambda self: ray)
+    monkeypatch.setattr(
+        ray_session,
+        "Trainings",
+        lambda _, compute, __: SimpleNamespace(run=lambda *_: ran.append(compute)),
+    )
+    session = RaySession(ComputeSpec(gpus_per_worker=0.5, train_workers=2))
+    with pytest.raises(InputError, match="share a GPU") if gpu else contextlib.nullcontext():
+        session.train(None, [], storage="", gpu=gpu)
+    assert [each.gpus_per_worker for each in ran] == ([] if gpu else [0])
 
 
 class Placed:

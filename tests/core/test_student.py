@@ -1,6 +1,7 @@
 """Students of several architectures, whole or by adapters, real code paths and random weights."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -9,11 +10,13 @@ from sentence_transformers import SentenceTransformer
 from b3_core import teacher, train
 from b3_core.checkpoints import Checkpoints
 from b3_core.config import ComputeSpec, LoraSpec, TeacherSpec, TrainSpec
-from b3_core.errors import InputError
+from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.negatives import Negatives
 from b3_core.store import ArtifactStore
 from b3_core.student import build_student, merge_adapters
 from tests import tiny
+from tests.conftest import topic_table
+from tests.core.test_incremental import Mining
 from tests.core.test_loss import oracle
 from tests.core.test_resume import STUDENT, Stopped
 from tests.core.test_sampler import make_plan
@@ -158,6 +161,46 @@ def test_adapters_are_merged_in_32_bits(halved):
     merge_adapters(model)
     assert types(model) == {torch.float32}
     np.testing.assert_allclose(model.encode(WORDS[:4]), expected, atol=1e-5)
+
+
+def test_adapters_go_on_beside_weights_as_stored(halved, tmp_path):
+    lora = LoraSpec(r=2, dropout=0)
+    spec = TrainSpec(student=halved, precision="bf16", lora=lora, learning_rate=1e-2)
+    file = tmp_path / "adapters.safetensors"
+    run(spec, tmp_path / "model", adapters=file, span=(0.0, 0.5))
+    again = build_student(spec, seed=6, initial=file)
+    frozen = {p.dtype for name, p in again.named_parameters() if "lora" not in name}
+    assert frozen == {torch.bfloat16}
+    merged = teacher.load_model(str(tmp_path / "model"), device="cpu").encode(WORDS[:4])
+    np.testing.assert_allclose(again.float().encode(WORDS[:4]), merged, atol=1e-5)
+    assert not np.allclose(build_student(spec, seed=6).float().encode(WORDS[:4]), merged, atol=1e-3)
+    more = run(spec, tmp_path / "more", initial=file, span=(0.5, 1.0))
+    assert np.isfinite([loss for _, loss in more.loss]).all()
+    others = spec.model_copy(update={"lora": LoraSpec(r=3)})
+    with pytest.raises(CorruptArtifactError, match="adapters of other layers"):
+        build_student(others, seed=6, initial=file)
+
+
+@pytest.mark.slow  # mines twice
+def test_a_student_with_adapters_goes_on_after_a_refresh(halved, tmp_path):
+    phases = [{"epochs": 1}, {"epochs": 1, "refresh": True}]
+    mining = Mining(
+        tmp_path,
+        train={"student": halved, "lora": {"r": 2}, "precision": "bf16"},
+        batches={"batch_size": 8, "curriculum": phases},
+    )
+    pq.write_table(topic_table(60), mining.file)
+    plan = mining.plan()
+    for leg in plan.legs:
+        made = (*leg.vectors, *leg.ranks, *leg.graphs, *leg.communities, *leg.manifests.values())
+        for stage in (*(shard for each in leg.vectors for shard in each.shards), *made):
+            stage.run(mining.store)
+        (student,) = leg.students.values()
+        student.run(mining.store)
+    first, last = (mining.store.get(next(iter(leg.students.values())).address) for leg in plan.legs)
+    assert last.record["lineage"]["initial"] == f"adapters:{first.address.fingerprint}"
+    kept = ["adapters.safetensors" in student.files for student in (first, last)]
+    assert kept == [True, False]  # nothing goes on from the last
 
 
 @pytest.mark.parametrize("kind", ["static", "qwen2"])

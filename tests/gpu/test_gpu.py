@@ -37,7 +37,7 @@ def without_gpu(monkeypatch):
     """Return a function that has searches and tiles stay on the CPU."""
 
     def hide():
-        monkeypatch.setattr(search, "_torch_sees_gpu", lambda: False)
+        monkeypatch.setattr(search, "torch_sees_gpu", lambda: False)
         monkeypatch.setattr(tiles, "_torch_sees_gpu", lambda: False)
 
     return hide
