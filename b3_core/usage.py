@@ -54,16 +54,22 @@ def peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def gpu_peak_mb() -> float | None:
-    """Return the most memory that torch had for tensors on its GPU, in MB; None: it has no GPU.
+def torch_on_gpu() -> Any:
+    """Return torch if this process has it in use and it sees a GPU, else None; never imports it."""
+    torch: Any = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_available() else None
+
+
+def gpu_peak() -> dict[str, float]:
+    """Return ``gpu_peak_mb``, the most memory that torch had for tensors; empty without a GPU.
 
     Since this process began, or the last reset of torch's own peak. What CUDA and its libraries
     take besides is in nobody's count.
     """
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return float(torch.cuda.max_memory_allocated()) / (1 << 20)
+    torch = torch_on_gpu()
+    if torch is None:
+        return {}
+    return {"gpu_peak_mb": float(torch.cuda.max_memory_allocated()) / (1 << 20)}
 
 
 class TreePeak:

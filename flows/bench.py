@@ -400,14 +400,9 @@ def train(
 
     def work() -> dict[str, Any]:
         from b3_core.bench.train import bench_train, cases  # noqa: PLC0415
-        from b3_core.embed import Pairs as PairsStage  # noqa: PLC0415
-        from b3_core.store import ArtifactStore  # noqa: PLC0415
         from tasks import reporting  # noqa: PLC0415
 
-        spec = demo_config(corpus, pairs, store, {"part": "validation", "arms": ["random"]})
-        artifacts = ArtifactStore(spec.store.root)
-        made = PairsStage.of(spec.datasets[0], spec.evaluate)
-        made.run(artifacts)
+        artifact = _demo_pairs(corpus, pairs, store)
         measured = cases(
             model,
             steps=steps,
@@ -420,7 +415,7 @@ def train(
         )
         with reporting.step("train") as progress:
             return bench_train(
-                artifacts.get(made.address).uri,
+                artifact.uri,
                 measured,
                 threads=threads,
                 repeats=repeats,
@@ -453,16 +448,10 @@ def embed(
     def work() -> dict[str, Any]:
         from b3_core.bench.embed import bench_embed  # noqa: PLC0415
         from b3_core.config import TeacherSpec  # noqa: PLC0415
-        from b3_core.embed import Pairs as PairsStage  # noqa: PLC0415
         from b3_core.pairs import PairTable  # noqa: PLC0415
-        from b3_core.store import ArtifactStore  # noqa: PLC0415
         from tasks import reporting  # noqa: PLC0415
 
-        spec = demo_config(corpus, pairs, store, {"part": "validation", "arms": ["random"]})
-        artifacts = ArtifactStore(spec.store.root)
-        made = PairsStage.of(spec.datasets[0], spec.evaluate)
-        made.run(artifacts)
-        positives = PairTable.load(artifacts.get(made.address), "train").positives
+        positives = PairTable.load(_demo_pairs(corpus, pairs, store), "train").positives
         with reporting.step("embed") as progress:
             return bench_embed(
                 positives[:texts].to_pylist(),
@@ -554,6 +543,18 @@ def evaluate(
 
 #: Plain first: whoever is second finds the files of the libraries in memory.
 _WAYS = {"plain script": ["b3_core.bench.overhead"], "flows": ["flows", "run", "--json"]}
+
+
+def _demo_pairs(corpus: str, pairs: int, store: str) -> Any:
+    """Return the artifact of a demo corpus's pairs, made if it is not there."""
+    from b3_core.embed import Pairs as PairsStage  # noqa: PLC0415
+    from b3_core.store import ArtifactStore  # noqa: PLC0415
+
+    spec = demo_config(corpus, pairs, store, {"part": "validation", "arms": ["random"]})
+    artifacts = ArtifactStore(spec.store.root)
+    made = PairsStage.of(spec.datasets[0], spec.evaluate)
+    made.run(artifacts)
+    return artifacts.get(made.address)
 
 
 def _timed(command: list[str], spec: Any) -> dict[str, Any]:

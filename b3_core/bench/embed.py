@@ -22,7 +22,7 @@ from b3_core import teacher
 from b3_core.bench.machine import machine
 from b3_core.config import TeacherSpec
 from b3_core.progress import Progress, silent
-from b3_core.usage import gpu_peak_mb
+from b3_core.usage import gpu_peak
 
 _WARM_UP = 512  # texts
 _Vectors = npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ def bench_embed(
     dict
         ``results``, one a method: ``method``, ``batch_size``, ``texts_per_second`` (median) with
         ``low`` and ``high``, ``tokens_per_second``, ``least_cosine`` of any text's vector with
-        ours; ``gpu_peak_mb`` of all; ``texts``, ``tokens``, ``precision``, ``machine``.
+        ours; ``gpu_peak_mb`` of all, on a GPU; ``texts``, ``tokens``, ``precision``, ``machine``.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def bench_embed(
         "precision": spec.precision,
         "threads": threads,
         "repeats": repeats,
-        "gpu_peak_mb": gpu_peak_mb(),
+        **gpu_peak(),
         "machine": machine(),
     }
 

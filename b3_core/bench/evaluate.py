@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from b3_core.bench.machine import machine
-from b3_core.bench.neighbours import TIE, clustered_pairs
+from b3_core.bench.neighbours import TIE, clustered_pairs, device
 from b3_core.evaluate.captions import rank_metrics
 from b3_core.evaluate.retrieval import rank_of_positive
 from b3_core.progress import Progress, silent
@@ -161,9 +161,9 @@ class _Stored:
     def __init__(self, query_QD: _Vectors, corpus_CD: _Vectors) -> None:
         import torch  # noqa: PLC0415 - seconds to import
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"  # where a model would leave them
+        # Where a model would leave them.
         self.query, self.corpus = (
-            torch.from_numpy(each).to(device) for each in (query_QD, corpus_CD)
+            torch.from_numpy(each).to(device()) for each in (query_QD, corpus_CD)
         )
         self.at = 0
 

@@ -2,10 +2,10 @@
 
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
+from b3_core.usage import torch_on_gpu
 from b3_core.versions import installed
 
 _LIBRARIES = (
@@ -25,14 +25,8 @@ _LIBRARIES = (
 def machine() -> dict[str, Any]:
     """Name the CPUs, the GPU if torch is in use and sees one, and versions that decide speed."""
     found = {"cpus": os.cpu_count(), "cpu": _cpu(), "versions": installed(_LIBRARIES)}
-    return found | ({"gpu": gpu} if (gpu := _gpu()) else {})
-
-
-def _gpu() -> str | None:
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return str(torch.cuda.get_device_name())
+    torch = torch_on_gpu()
+    return found if torch is None else {**found, "gpu": str(torch.cuda.get_device_name())}
 
 
 def _cpu() -> str:

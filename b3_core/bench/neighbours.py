@@ -32,7 +32,7 @@ from b3_core import neighbours
 from b3_core.bench.machine import machine
 from b3_core.progress import Progress, silent
 from b3_core.search import Method
-from b3_core.usage import gpu_peak_mb, peak_mb
+from b3_core.usage import gpu_peak, peak_mb
 
 _SAMPLE = 2000
 _WARM_UP = 600  # rows
@@ -222,7 +222,7 @@ def _semantic_search(query_ND: _Vectors, positive_ND: _Vectors, k: int) -> Any:
     import torch  # noqa: PLC0415 - seconds to import
     from sentence_transformers import util  # noqa: PLC0415 - likewise
 
-    query, positive = (torch.from_numpy(each).to(_device()) for each in (query_ND, positive_ND))
+    query, positive = (torch.from_numpy(each).to(device()) for each in (query_ND, positive_ND))
     return util.semantic_search(query, positive, top_k=k)  # its chunks, its cosine
 
 
@@ -271,8 +271,8 @@ def _product_seconds(width: int) -> float:
     """Time a bare product of torch's, shaped like one block of the search: seconds a GFLOP."""
     import torch  # noqa: PLC0415 - seconds to import
 
-    on_gpu = _device() == "cuda"
-    kind = {"device": _device(), "dtype": torch.float16 if on_gpu else torch.float32}
+    on_gpu = device() == "cuda"
+    kind = {"device": device(), "dtype": torch.float16 if on_gpu else torch.float32}
     wide, times = (65_536, 10) if on_gpu else (8192, 1)  # one alone is over before a GPU has begun
     left, right = (torch.randn(shape, **kind) for shape in ((4096, width), (width, wide)))
     out = torch.zeros((4096, wide), **kind)
@@ -284,7 +284,8 @@ def _product_seconds(width: int) -> float:
     return (time.perf_counter() - start) / (2e-9 * 4096 * wide * width * times)
 
 
-def _device() -> str:
+def device() -> str:
+    """Return where torch puts what is compared: the GPU, if it sees one."""
     import torch  # noqa: PLC0415 - seconds to import
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -294,7 +295,7 @@ def _finish() -> None:
     """Wait for a GPU to have done what it was given."""
     import torch  # noqa: PLC0415 - seconds to import
 
-    if _device() == "cuda":
+    if device() == "cuda":
         torch.cuda.synchronize()
 
 
@@ -368,9 +369,7 @@ def _measure(folder: str, name: str, k: int) -> None:
     before = peak_mb()
     METHODS[name].run(vectors[0], vectors[1], k)
     peak = peak_mb()
-    found = {"peak_mb": peak, "peak_above_mb": peak - before}
-    if (on_gpu := gpu_peak_mb()) is not None:
-        found["gpu_peak_mb"] = on_gpu
+    found = {"peak_mb": peak, "peak_above_mb": peak - before, **gpu_peak()}
     Path(folder, "peak.json").write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -39,7 +39,7 @@ from b3_core.bench.machine import machine
 from b3_core.pairs import PairTable
 from b3_core.progress import Progress, silent
 from b3_core.store import open_artifact
-from b3_core.usage import gpu_peak_mb, peak_mb
+from b3_core.usage import gpu_peak, peak_mb
 
 #: Ours first: whoever is second finds the files of the libraries in memory.
 METHODS = ("b3", "sentence-transformers")
@@ -329,8 +329,7 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
         run = _ours if job["method"] == "b3" else _theirs
         loss, before = run(table, case, Path(output))
     figures = watch.figures(case.warm_up, before=before)
-    on_gpu = gpu_peak_mb()
-    peaks = {"peak_mb": peak_mb()} | ({} if on_gpu is None else {"gpu_peak_mb": on_gpu})
+    peaks = {"peak_mb": peak_mb(), **gpu_peak()}
     return {**figures, **peaks, "mean_loss": loss, "machine": machine()}
 
 

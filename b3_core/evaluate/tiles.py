@@ -13,7 +13,6 @@ Legend: Q queries, C corpus entries, D width, P entries of all queries' parts, b
 corpus entries of one tile.
 """
 
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from numba import njit, prange
 from b3_core.errors import InputError
 from b3_core.precision import full_precision
 from b3_core.progress import Progress, silent
+from b3_core.usage import torch_on_gpu
 
 _ROUNDING = 2.0**-24  # half the distance from 1 to the next float32
 _SMALLEST = 2.0**-126  # what is smaller, a product may take for nothing
@@ -205,8 +205,7 @@ class _Gpu:
 
 def _torch_sees_gpu() -> bool:
     """Ask torch if it is in use: an encoder on a GPU has imported it."""
-    torch: Any = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_available())
+    return torch_on_gpu() is not None
 
 
 def _steps(queries: int, entries: int, block: int) -> tuple[int, int]:
