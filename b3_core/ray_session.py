@@ -34,6 +34,14 @@ ENVIRONMENT = {
 _NO_GPU = {"gpus_per_worker": 0.0}
 
 
+class Warm:
+    """The body of an actor that calls any function: what one imported, the next finds there."""
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return ``function(*args)``."""
+        return function(*args)
+
+
 class ActorPool:
     """Warm actors of one class, leased one call at a time; safe for many threads.
 
@@ -205,9 +213,11 @@ class RaySession:
         gpu: bool = True,
         progress: Progress = silent,
     ) -> None:
-        """Run a training loop as a Ray Train job, or as several side by side.
+        """Run a training loop as a job, or as several side by side.
 
-        Every worker of a job calls ``loop(config, rank=, progress=, report=, stopping=)``.
+        A job is a group of Ray Train; or, where it has no use for a GPU, is to be one worker, and
+        no cluster is joined, a process of ``pool(Warm, gpu=False)``. Every worker of a job calls
+        ``loop(config, rank=, progress=, report=, stopping=)``.
 
         Parameters
         ----------
@@ -232,8 +242,12 @@ class RaySession:
         else:
             compute = compute.model_copy(update=_NO_GPU)
         keep_handler()
-        self.free_actors()
-        Trainings(ray, compute, storage).run(loop, configs, progress)
+        processes = None
+        if gpu or self.joins or compute.train_workers > 1:
+            self.free_actors()
+        else:
+            processes = self.pool(Warm, gpu=False)
+        Trainings(ray, compute, storage, processes).run(loop, configs, progress)
 
     def free_actors(self) -> None:
         """Let go of the cores that idle actors hold: what comes next may need them all."""

@@ -1,11 +1,12 @@
-"""Training loops as jobs of Ray Train: several at once, told to end, started again elsewhere.
+"""Training loops as jobs of Ray: several at once, told to end, started again elsewhere.
 
-Trainings (here)         -> a job a config -> its workers: the loop
+Trainings (here)         -> a job a config -> a group of Ray Train, or a warm process: the loop
 whoever is told to end   -> stopping()     -> the loop keeps its step, and raises StoppedError
                          -> the job is run again, unless this process is to end itself
 """
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -17,7 +18,9 @@ from typing import Any, Protocol
 from b3_core.config import ComputeSpec
 from b3_core.errors import B3Error, StoppedError
 from b3_core.progress import Progress
-from b3_core.told import is_told, note_sigterm
+from b3_core.told import is_told, note_sigterm, noting_sigterm
+
+_MAX_FAILURES = 2  # of a job's processes, before it is given up
 
 
 class Loop(Protocol):
@@ -35,6 +38,13 @@ class Loop(Protocol):
         """Train what the config says, as worker ``rank``; end early once ``stopping`` says so."""
 
 
+class Processes(Protocol):
+    """Warm processes that call functions, one at a time each."""
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the next free one; one that died is started anew."""
+
+
 class Trainings:
     """Runs training loops, side by side.
 
@@ -46,10 +56,17 @@ class Trainings:
         Workers of a job, and how long to wait for loops that are to end.
     storage
         Folder or URI for Ray Train's own records.
+    processes
+        To run each job in one of, with ``run(function, argument)``. Else Ray Train starts a group
+        for each: eight processes beside the workers, which took two cores 20 s, as long as a small
+        student's whole training.
     """
 
-    def __init__(self, ray: Any, compute: ComputeSpec, storage: str) -> None:
+    def __init__(
+        self, ray: Any, compute: ComputeSpec, storage: str, processes: Processes | None = None
+    ) -> None:
         self._ray, self._compute, self._storage = ray, compute, storage
+        self._processes = processes
         self._ending = False
 
     def run(self, loop: Loop, configs: Sequence[Mapping[str, Any]], progress: Progress) -> None:
@@ -90,42 +107,60 @@ class Trainings:
 
     def _train(self, job: "_Job") -> None:
         """Run a job until its loop has ended by itself, or this process is to end."""
+        while True:
+            failed: Exception | None = None
+            with _polled(self._ray, job.board, job.progress), _own_interrupts():
+                try:
+                    self._run_once(job)
+                except Exception as error:  # noqa: BLE001 - raised below, unless a worker said why
+                    failed = error
+            # What a worker said before it ended is why, and is one line.
+            said: B3Error | None = self._ray.get(job.board.take_error.remote())
+            if isinstance(said, StoppedError) and not self._ending:
+                continue
+            if (why := said or failed) is None:
+                return
+            raise why
+
+    def _run_once(self, job: "_Job") -> None:
+        handed = {"loop": job.loop, "config": dict(job.config), "board": job.board}
+        if self._processes is None:
+            self._run_in_group(handed)
+            return
+        for failures in range(1 + _MAX_FAILURES):
+            try:
+                self._processes.call("run", _train_alone, handed)
+            except self._ray.exceptions.RayActorError as error:  # Ray starts the process anew
+                if self._ending:
+                    raise
+                if failures == _MAX_FAILURES:
+                    raise B3Error(
+                        f"a training's process died {1 + failures} times",
+                        remedy="look whether this machine's memory ran out (compute.workers: 1 "
+                        "trains one student at a time); the same command goes on",
+                    ) from error
+            else:
+                return
+
+    def _run_in_group(self, handed: dict[str, Any]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
         from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
         share = self._compute.gpus_per_worker
-        while True:
-            trainer = TorchTrainer(
-                _train_worker,
-                train_loop_config={
-                    "loop": job.loop,
-                    "config": dict(job.config),
-                    "board": job.board,
-                },
-                torch_config=_noting_torch(alone=self._compute.train_workers == 1),
-                scaling_config=ScalingConfig(
-                    num_workers=self._compute.train_workers,
-                    use_gpu=share > 0,
-                    resources_per_worker={"GPU": share} if share else None,
-                ),
-                run_config=RunConfig(
-                    storage_path=self._storage, failure_config=FailureConfig(max_failures=2)
-                ),
-            )
-            with _polled(self._ray, job.board, job.progress), _own_interrupts():
-                try:
-                    trainer.fit()
-                except Exception:
-                    # What a worker said before Ray gave up is why, and is one line.
-                    error = self._ray.get(job.board.take_error.remote())
-                    if error is None:
-                        raise
-                    raise error from None
-            error = self._ray.get(job.board.take_error.remote())
-            if error is None:
-                return
-            if self._ending or not isinstance(error, StoppedError):
-                raise error
+        TorchTrainer(
+            _train_worker,
+            train_loop_config=handed,
+            torch_config=_noting_torch(alone=self._compute.train_workers == 1),
+            scaling_config=ScalingConfig(
+                num_workers=self._compute.train_workers,
+                use_gpu=share > 0,
+                resources_per_worker={"GPU": share} if share else None,
+            ),
+            run_config=RunConfig(
+                storage_path=self._storage,
+                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        ).fit()
 
     def _stop(self, boards: Sequence[Any]) -> None:
         """Have the loops end where they can go on from, and wait for them, but not for ever."""
@@ -243,30 +278,61 @@ def _polled(ray: Any, board: Any, progress: Progress) -> Iterator[None]:
 def _train_worker(handed: dict[str, Any]) -> None:
     """Call the training loop inside a worker of Ray Train."""
     import ray.train  # noqa: PLC0415
+    from ray.train.v2._internal.execution.context import get_train_context  # noqa: PLC0415
+
+    # ray.train.get_preemption_info, but without its round trip that all workers must make together:
+    # a step would wait for it.
+    node = get_train_context().preemption_context
+    context = ray.train.get_context()
+    _work(
+        handed,
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        report=ray.train.report,
+        leaving=lambda: node.preemption_info is not None,
+    )
+
+
+def _train_alone(handed: dict[str, Any]) -> None:
+    """Call the training loop inside a warm process, which ends if it is told to."""
+    with noting_sigterm():
+        _work(handed, rank=0, size=1, report=lambda _: None, leaving=lambda: False)
+    if is_told():
+        os._exit(0)  # Ray starts another in its place
+
+
+def _work(
+    handed: dict[str, Any],
+    *,
+    rank: int,
+    size: int,
+    report: Callable[[dict[str, Any]], None],
+    leaving: Callable[[], bool],
+) -> None:
+    """Call the training loop as worker ``rank``; ``leaving`` says whether its node is to end."""
+    import ray  # noqa: PLC0415
 
     board = handed["board"]
 
     def progress(done: int, total: int) -> None:
         board.set.remote(done, total)
 
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
     if rank == 0:
         ray.get(board.run.remote(True))
     try:
-        with _heeding(ray, board) as stopping:
+        with _heeding(ray, board, leaving) as stopping:
             handed["loop"](
                 handed["config"],
                 rank=rank,
                 progress=progress,
-                report=ray.train.report,
+                report=report,
                 stopping=stopping,
             )
     except B3Error as error:
         # Trying again would fail again. A lone worker ends its job here; in a group the others
         # wait for this one, so Ray must tear all of them down. But all stop together.
         ray.get(board.fail.remote(error))
-        if context.get_world_size() > 1 and not isinstance(error, StoppedError):
+        if size > 1 and not isinstance(error, StoppedError):
             raise
     finally:
         if rank == 0:
@@ -274,10 +340,8 @@ def _train_worker(handed: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _heeding(ray: Any, board: Any) -> Iterator[Callable[[], bool]]:
+def _heeding(ray: Any, board: Any, leaving: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     """Yield what says whether this worker is to end: its process, its node, or the whole run."""
-    from ray.train.v2._internal.execution.context import get_train_context  # noqa: PLC0415
-
     told, ended = threading.Event(), threading.Event()
 
     def ask() -> None:
@@ -286,13 +350,10 @@ def _heeding(ray: Any, board: Any) -> Iterator[Callable[[], bool]]:
                 if ray.get(board.stopping.remote(), timeout=5):
                     told.set()
 
-    # ray.train.get_preemption_info, but without its round trip that all workers must make together:
-    # a step would wait for it.
-    node = get_train_context().preemption_context
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     try:
-        yield lambda: told.is_set() or is_told() or node.preemption_info is not None
+        yield lambda: told.is_set() or is_told() or leaving()
     finally:
         ended.set()
         thread.join(timeout=10)

@@ -102,21 +102,10 @@ class Stage(ABC):
 
 
 def run_stages(root: str, stages: Sequence["Stage"]) -> None:
-    """Make what a store lacks, in order: the body of a Ray task."""
+    """Make what a store lacks, in order: the body of a call by Ray."""
     store = ArtifactStore(root)
     for stage in stages:
         stage.run(store)
-
-
-class Maker:
-    """Makes stages of one store, one after another: the body of a warm Ray actor."""
-
-    def __init__(self, root: str) -> None:
-        self.store = ArtifactStore(root)
-
-    def make(self, stage: "Stage") -> None:
-        """Make a stage's artifact, unless it is there."""
-        stage.run(self.store)
 
 
 class Past:

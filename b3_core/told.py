@@ -5,8 +5,10 @@ while, and kill. A training uses that while to keep the step it is at
 (:class:`b3_core.checkpoints.Checkpoints`).
 """
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 _told = threading.Event()
@@ -24,6 +26,17 @@ def note_sigterm() -> None:
         signal.signal(signal.SIGTERM, before)
 
     signal.signal(signal.SIGTERM, note)
+
+
+@contextlib.contextmanager
+def noting_sigterm() -> Iterator[None]:
+    """Take note of SIGTERM as :func:`note_sigterm` does, for a while."""
+    before = signal.getsignal(signal.SIGTERM)
+    note_sigterm()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def keep_handler() -> None:

@@ -18,7 +18,7 @@ from tasks.turns import PART, gpu_turn
 def train(spec: PipelineSpec) -> outcome.Outcome:
     """Train a student on every manifest of CONFIG; return the URIs of the `students`.
 
-    What is not mined yet is mined first. All students share one Ray Train job, or one a core where
+    What is not mined yet is mined first. All students share one job of Ray, or one a core where
     each trains on one thread; those of each leg, where a curriculum is mined anew on the way. Each
     manifest is verified before anything is trained on it.
     """

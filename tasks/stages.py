@@ -15,9 +15,9 @@ from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
 from b3_core.errors import InputError, RefusedError
 from b3_core.learn import Student, evaluate_run, train_loop
 from b3_core.manifest import verify_before_training
-from b3_core.ray_session import RaySession
+from b3_core.ray_session import RaySession, Warm
 from b3_core.seams import run_part
-from b3_core.stage import WHOLE_NODE, Maker, Stage, run_stages
+from b3_core.stage import WHOLE_NODE, Stage, run_stages
 from b3_core.store import ArtifactStore
 from b3_core.watch import Watched
 from tasks import events, reporting
@@ -90,7 +90,7 @@ def verify_manifests(students: list[Student], store: ArtifactStore) -> None:
 
 @task(name="train", cache_policy=NO_CACHE)
 def train_students(students: list[Student], session: RaySession, store: ArtifactStore) -> None:
-    """Train students one after another in a Ray Train job; those of one thread in one a core."""
+    """Train students one after another in one job; those of one thread in one a core."""
     slim = all(student.one_thread for student in students)
     jobs = session.side_by_side(len(students)) if slim else 1
     with reporting.step("train") as progress:
@@ -120,9 +120,9 @@ def evaluate_student(
 ) -> None:
     """Evaluate one student on a Ray worker; on a warm one where one core or a GPU is enough."""
     if one_thread and not session.joins:
-        session.pool(Maker, root, gpu=False).call("make", evaluation)
+        session.pool(Warm, gpu=False).call("run", run_stages, root, [evaluation])
     elif session.compute.gpus_per_worker:
-        session.pool(Maker, root).call("make", evaluation)
+        session.pool(Warm).call("run", run_stages, root, [evaluation])
     else:
         # Two cores each: a laptop then holds one model and one corpus in memory, not one a core.
         session.call(evaluate_run, root, evaluation, cpus=2)

@@ -1,13 +1,17 @@
 """How many actors a session asks for, and when they are leased."""
 
 import contextlib
+import os
+import signal
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from b3_core import ray_session
 from b3_core.config import ComputeSpec
-from b3_core.errors import InputError
+from b3_core.errors import B3Error, InputError, StoppedError
 from b3_core.ray_session import ActorPool, RaySession
 
 
@@ -67,7 +71,7 @@ def test_a_training_checks_its_gpus_if_it_uses_them(monkeypatch, gpu):
     monkeypatch.setattr(
         ray_session,
         "Trainings",
-        lambda _, compute, __: SimpleNamespace(run=lambda *_: ran.append(compute)),
+        lambda _, compute, *__: SimpleNamespace(run=lambda *_: ran.append(compute)),
     )
     session = RaySession(ComputeSpec(gpus_per_worker=0.5, train_workers=2))
     with pytest.raises(InputError, match="share a GPU") if gpu else contextlib.nullcontext():
@@ -104,3 +108,50 @@ def test_a_pool_that_is_gone_keeps_no_actor():
     actor = Placed()
     ActorPool([actor])
     actor.callbacks[0](None)  # a late answer changes nothing
+
+
+def loop(config, *, rank, progress, report, stopping):
+    """Write a line a try; end as the config says, but for the last time as a training does."""
+    log = Path(config["log"])
+    tries = len(log.read_text().splitlines()) if log.exists() else 0
+    with log.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    progress(1, 2)
+    how = config["ends"][tries]
+    if how == "refuses":
+        raise InputError("no", remedy="none")
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "told":
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not stopping():
+            time.sleep(0.01)
+        raise StoppedError("stopped", remedy="again")
+
+
+def test_small_trainings_share_warm_processes_and_outlive_their_ends(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def tried(session, *ends):
+        logs = [tmp_path / f"{time.monotonic()}-{job}" for job in range(len(ends))]
+        configs = [{"log": str(log), "ends": how} for log, how in zip(logs, ends, strict=True)]
+        try:
+            session.train(loop, configs, storage=str(tmp_path), gpu=False)
+        finally:
+            lines.extend(log.read_text().split() for log in logs)
+
+    lines: list[list[str]] = []
+    with RaySession(ComputeSpec(workers=2)) as session:
+        tried(session, ["whole"], ["whole"])
+        tried(session, ["whole"], ["whole"])
+        assert sorted(lines[:2]) == sorted(lines[2:])  # no new process for a new training
+        tried(session, ["told", "whole"])
+        assert len(set(lines[-1])) == 2  # told to end it did, and another went on
+        tried(session, ["killed", "killed", "whole"])
+        assert len(set(lines[-1])) == 3
+        with pytest.raises(InputError, match="^no"):
+            tried(session, ["refuses"])
+        assert len(lines[-1]) == 1
+        with pytest.raises(B3Error, match="died 3 times"):
+            tried(session, ["killed"] * 3)
+        assert len(lines[-1]) == 3

@@ -19,7 +19,7 @@ from deployments.steps import read_config
 from tests.system.conftest import until
 
 SEEDS = int(os.environ.get("B3_SEEDS", "5"))
-RAY_WORKERS = ("ray::ShardWorker", "ray::evaluate_run", "ray::RayTrainWorker")
+RAY_WORKERS = ("ray::ShardWorker", "ray::Warm", "ray::evaluate_run", "ray::RayTrainWorker")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 * SEEDS)]
 
 

@@ -94,7 +94,7 @@ def training(config, prefect_home):
         assert process.poll() is None, process.communicate()
         for each in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # gone meanwhile
-                worker = "RayTrainWorker" in " ".join(each.cmdline())
+                worker = "ray::Warm" in " ".join(each.cmdline())
                 # Getting ready takes some ten seconds of a core, each training some thirty.
                 if worker and sum(each.cpu_times()[:2]) > 14:
                     return each
