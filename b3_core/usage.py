@@ -1,6 +1,7 @@
 """What work takes of the machine: seconds, and memory of this process."""
 
 import contextlib
+import functools
 import os
 import resource
 import sys
@@ -52,6 +53,18 @@ def peak_mb() -> float:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def torch_on_amx() -> Any:
+    """Return torch if this process has it in use and the CPU multiplies tiles of bf16, or None."""
+    return sys.modules.get("torch") if _has_amx() else None
+
+
+@functools.cache
+def _has_amx() -> bool:
+    with contextlib.suppress(OSError):
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    return False
 
 
 def torch_on_gpu() -> Any:

@@ -1,13 +1,13 @@
 """Ranks of positives, tile by tile: neither the Q x C scores nor a sorted list is ever held.
 
-    the whole corpus competes   tile of b x c scores, fp32 -> surely ahead: counted
-                                                           -> too close:    compared in fp64
+    the whole corpus competes   tile of b x c scores       -> surely ahead: counted
+                                (fp32; bf16 by AMX)        -> too close:    compared in fp64
     each query has its list     fp64 products of the query with its own candidates
 
 A tile's scores only count who is ahead by more than they can be off; who is closer is compared by
 fp64 products, summed in one order for every pair. So equal vectors have equal scores, and neither
-the tile's size, nor the number of threads, nor CPU or GPU can change a rank. Ties go to the
-smaller index.
+the tile's size, nor the number of threads, nor CPU, its kind, or GPU can change a rank. Ties go to
+the smaller index.
 
 Legend: Q queries, C corpus entries, D width, P entries of all queries' parts, b queries and c
 corpus entries of one tile.
@@ -22,10 +22,11 @@ from numba import njit, prange
 from b3_core.errors import InputError
 from b3_core.precision import full_precision
 from b3_core.progress import Progress, silent
-from b3_core.usage import torch_on_gpu
+from b3_core.usage import torch_on_amx, torch_on_gpu
 
 _ROUNDING = 2.0**-24  # half the distance from 1 to the next float32
 _SMALLEST = 2.0**-126  # what is smaller, a product may take for nothing
+_LONGEST = 2.0**60  # of vectors whose products bf16 holds
 _QUERIES = 512  # of a tile, if its size allows
 _ENTRIES = 8192  # most corpus entries of a tile
 _CPU_SCORES, _GPU_SCORES = 1 << 23, 1 << 27  # of a tile
@@ -92,7 +93,8 @@ def ranks_of_best(
     off_Q = 2 * (width + 2) * _ROUNDING * query_length_Q
     ahead_Q = np.zeros(len(query_QD), np.int64)
     on_gpu = _torch_sees_gpu() if gpu is None else gpu
-    count = _Gpu() if on_gpu else _Cpu()
+    longest = max(query_length_Q.max(initial=0), corpus_length_C.max(initial=0))
+    count = _Gpu() if on_gpu else _Amx(torch) if (torch := _amx(longest)) else _Cpu()
     block = block or (_GPU_SCORES if on_gpu else _CPU_SCORES)
     step_b, step_c = _steps(len(query_QD), len(corpus_CD), block)
     for from_c in range(0, len(corpus_CD), step_c):
@@ -203,6 +205,66 @@ class _Gpu:
         _compare(close, tile, ahead_b)
 
 
+class _Amx:
+    """Scores by torch in bf16, which the matrix units of a CPU multiply many times as fast as fp32.
+
+    How far a score is off is the sum of what the rounding of either vector changes, by
+    Cauchy-Schwarz, and of what sums in fp32 do. The rounding of the score itself needs no margin:
+    it keeps order, so it is done to the thresholds, too.
+    """
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self._score_bc: Any = None
+        self._corpus_Dc: Any = None
+        self._longest = self._corpus_off = 0.0
+
+    def hold(self, corpus_cD: _Vectors) -> None:
+        corpus_cD_, off_c, length_c = self._rounded(corpus_cD)
+        self._corpus_Dc = corpus_cD_.T
+        self._corpus_off, self._longest = float(off_c.max()), float(length_c.max())
+
+    def add(self, tile: _Tile, ahead_b: _Rows) -> None:
+        query_bD, off_b, length_b = self._rounded(tile.query_bD)
+        shape = (len(query_bD), self._corpus_Dc.shape[1])
+        if self._score_bc is None or self._score_bc.numel() < shape[0] * shape[1]:
+            self._score_bc = self._torch.empty(shape[0] * shape[1], dtype=self._torch.bfloat16)
+        score_bc = self._score_bc[: shape[0] * shape[1]].view(shape)
+        self._torch.mm(query_bD, self._corpus_Dc, out=score_bc)
+        error_b = (
+            # A norm of a rounded vector is at most 1 + 2^-8 times that of the vector; what is
+            # smaller than fp32's smallest is none to these units.
+            1.01 * tile.error_b
+            + 1.01 * (off_b * self._longest + length_b * self._corpus_off)
+            + tile.query_bD.shape[1] * _SMALLEST * (self._longest + length_b)
+        )
+        low_b, high_b = self._keys(tile.score_b - error_b), self._keys(tile.score_b + error_b)
+        # Zeros of either sign are one.
+        between_b2 = np.stack([low_b - (low_b == 0), high_b + (high_b == -1)], axis=1)
+        _count_keys(score_bc.view(self._torch.int16).numpy(), between_b2, tile, ahead_b)
+
+    def _rounded(self, vector_ND: _Vectors) -> tuple[Any, _Scores, _Scores]:
+        """Return vectors in bf16, the length of what was lost of each, and its own length."""
+        vector = self._torch.from_numpy(vector_ND)
+        rounded = vector.bfloat16()
+        lost, length = (
+            self._torch.linalg.vector_norm(each, dim=1).numpy().astype(np.float64)
+            for each in (vector - rounded.float(), vector)
+        )
+        return rounded, lost, length
+
+    def _keys(self, score_b: _Scores) -> npt.NDArray[np.int16]:
+        """Return whole numbers in the order of scores rounded to bf16."""
+        bits_b = self._torch.from_numpy(score_b).float().bfloat16().view(self._torch.int16).numpy()
+        key_b: npt.NDArray[np.int16] = np.where(bits_b < 0, bits_b ^ np.int16(0x7FFF), bits_b)
+        return key_b
+
+
+def _amx(longest: float) -> Any:
+    """Return torch if it is in use where there are matrix units, for vectors that bf16 can hold."""
+    return torch_on_amx() if longest < _LONGEST else None
+
+
 def _torch_sees_gpu() -> bool:
     """Ask torch if it is in use: an encoder on a GPU has imported it."""
     return torch_on_gpu() is not None
@@ -297,6 +359,32 @@ def _count(score_bc: _Vectors, tile: _Tile, ahead_b: _Rows) -> None:
         if close > above:
             for c in range(score_bc.shape[1]):
                 if low <= score_bc[b, c] <= high:
+                    exact = _inner(query_bD[b], corpus_cD[c])
+                    ahead_b[b] += exact > score_b[b] or (exact == score_b[b] and c < best_b[b])
+
+
+@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+def _count_keys(
+    bits_bc: npt.NDArray[np.int16],
+    between_b2: npt.NDArray[np.int16],
+    tile: _Tile,
+    ahead_b: _Rows,
+) -> None:
+    query_bD, corpus_cD, score_b, _, best_b = tile
+    sign, magnitude = np.int16(15), np.int16(0x7FFF)
+    for b in prange(len(bits_bc)):
+        low, high = between_b2[b]
+        above = close = np.int32(0)
+        for c in range(bits_bc.shape[1]):
+            bits = bits_bc[b, c]
+            key = bits ^ ((bits >> sign) & magnitude)  # bits of floats, in the floats' order
+            above += key > high
+            close += key >= low
+        ahead_b[b] += above
+        if close > above:
+            for c in range(bits_bc.shape[1]):
+                bits = bits_bc[b, c]
+                if low <= bits ^ ((bits >> sign) & magnitude) <= high:
                     exact = _inner(query_bD[b], corpus_cD[c])
                     ahead_b[b] += exact > score_b[b] or (exact == score_b[b] and c < best_b[b])
 

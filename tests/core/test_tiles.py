@@ -14,6 +14,13 @@ from b3_core.evaluate.tiles import Parts, ranks_in_lists, ranks_of_best
 from tests.conftest import examples
 
 
+@pytest.fixture(autouse=True, params=["fp32", "bf16"])
+def scored(request, monkeypatch):
+    """In bf16 too where the CPU has no matrix units: products are the same, only slower."""
+    found = torch if request.param == "bf16" else None
+    monkeypatch.setattr(tiles, "torch_on_amx", lambda: found)
+
+
 def parts(lists) -> Parts:
     end_Q = np.cumsum([len(each) for each in lists], dtype=np.int64)
     start_Q = np.concatenate([[0], end_Q[:-1]]).astype(np.int64)
@@ -101,6 +108,28 @@ def test_scores_that_fp32_cannot_tell_apart_are_compared_exactly():
     assert (naive != slow).sum() >= 4  # in fp32 alone they are ranked otherwise
 
 
+@pytest.mark.parametrize("side", ["query", "corpus"])
+def test_what_either_side_loses_by_rounding_is_made_up_for(side):
+    rng = np.random.default_rng(2)
+    query_QD, corpus_CD = (unit(rng.standard_normal((n, 32))) for n in (40, 300))
+    rounded = query_QD if side == "corpus" else corpus_CD
+    rounded[:] = torch.from_numpy(rounded).bfloat16().float().numpy()
+    lists = [[at] for at in rng.integers(0, 300, 40)]
+    slow = slow_best(query_QD, corpus_CD, lists)
+    assert ranks_of_best(query_QD, corpus_CD, parts(lists)).tolist() == slow
+    in_bf16 = (
+        torch.from_numpy(query_QD).bfloat16() @ torch.from_numpy(corpus_CD).bfloat16().T
+    ).float()
+    naive = 1 + (in_bf16 > in_bf16.gather(1, torch.tensor(lists))).sum(1)
+    assert (naive.numpy() != slow).sum() >= 5
+
+
+def test_vectors_too_long_for_bf16_are_scored_in_fp32(monkeypatch):
+    monkeypatch.setattr(tiles, "torch_on_amx", lambda: torch)
+    assert tiles._amx(1.0) is torch
+    assert tiles._amx(2.0**60) is None
+
+
 def test_the_counting_on_a_gpu_is_the_same(monkeypatch):
     query_QD, corpus_CD, own = near_ties()
     monkeypatch.setattr(tiles, "_Gpu", lambda: _real_gpu("cpu"))
@@ -117,8 +146,9 @@ def test_long_and_tiny_vectors():
     lists = [[at] for at in range(5)]
     slow = slow_best(query_QD, corpus_CD, lists)
     assert len(set(slow)) > 2
-    for factor in (1e-22, 1e-18, 1e10):  # squares of the first are less than fp32 has
-        scaled = corpus_CD * np.float32(factor)
+    # Squares of the first are less than fp32 has; entries times 1e-39 are not normal in it.
+    for factor, other in ((1e-22, 1e-22), (1e-18, 1e-18), (1e10, 1e10), (1e17, 1e-39)):
+        scaled = corpus_CD * np.float32(other)
         few = query_QD * np.float32(factor)
         assert ranks_of_best(few, scaled, parts(lists)).tolist() == slow_best(few, scaled, lists)
 
