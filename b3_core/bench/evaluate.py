@@ -143,6 +143,8 @@ def _row(
 
 
 def _b3(query_QD: _Vectors, corpus_CD: _Vectors) -> dict[str, float]:
+    import torch  # noqa: F401, PLC0415 - as a model that embeds has: scoring uses it if it is there
+
     group_C = np.arange(len(corpus_CD), dtype=np.int32)
     rank_Q = rank_of_positive(
         query_QD, corpus_CD, group_Q=group_C[: len(query_QD)], group_C=group_C
