@@ -81,7 +81,7 @@ class Trainings:
             What a loop raised on purpose; anything else as Ray reports it, after retries.
         """
         shown = _Together(progress, len(configs))
-        board = self._ray.remote(num_cpus=0)(_Board)
+        board = self._beside_this(_Board)
         jobs = [
             _Job(board.remote(), loop, config, shown.of(place))
             for place, config in enumerate(configs)
@@ -104,6 +104,21 @@ class Trainings:
             raise
         finally:
             pool.shutdown(wait=False)
+
+    def _beside_this(self, cls: type) -> Any:
+        """Make an actor class whose actors live on this process's node, and come back if killed.
+
+        Any other node may die while this one lives, and with it what a training is waiting for.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+        here = self._ray.get_runtime_context().get_node_id()
+        return self._ray.remote(
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+        )(cls)
 
     def _train(self, job: "_Job") -> None:
         """Run a job until its loop has ended by itself, or this process is to end."""

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from b3_core import ray_session
@@ -122,6 +123,15 @@ def loop(config, *, rank, progress, report, stopping):
         raise InputError("no", remedy="none")
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "orphaned":  # what tells it and its flow of one another dies
+        boards = [
+            process
+            for process in psutil.Process().parent().children()  # of this Ray's node
+            if "ray::_Board" in " ".join(process.cmdline())
+        ]
+        assert boards
+        for process in boards:
+            process.kill()
     if how == "told":
         os.kill(os.getpid(), signal.SIGTERM)
         while not stopping():
@@ -149,6 +159,7 @@ def test_small_trainings_share_warm_processes_and_outlive_their_ends(monkeypatch
         assert len(set(lines[-1])) == 2  # told to end it did, and another went on
         tried(session, ["killed", "killed", "whole"])
         assert len(set(lines[-1])) == 3
+        tried(session, ["orphaned"])
         with pytest.raises(InputError, match="^no"):
             tried(session, ["refuses"])
         assert len(lines[-1]) == 1
