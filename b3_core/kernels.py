@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from b3_core.config import PipelineSpec, parse_config
 from b3_core.embed import Pairs, PairsRef, Vectors
 from b3_core.evaluate import retrieval, tiles
+from b3_core.matrix_units import MatrixUnits
 from b3_core.plan import Plan
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
@@ -46,11 +47,14 @@ def compile_all() -> None:
 
 
 def compile_ranking() -> None:
-    """Call the kernels of evaluations."""
+    """Call the kernels of evaluations, and of ranks by matrix units."""
     group_Q = np.arange(4, dtype=np.int32)
     vector_QD = np.eye(4, dtype=np.float32)
-    retrieval.rank_of_positive(vector_QD, vector_QD, group_Q=group_Q, group_C=group_Q)
     at_Q = np.arange(4)
+    for _ in range(2):
+        retrieval.rank_of_positive(vector_QD, vector_QD, group_Q=group_Q, group_C=group_Q)
+        # This imports torch: the second evaluation is by matrix units, where there are some.
+        MatrixUnits(vector_QD, memory_mb=1).propose(vector_QD, 1, at_Q)
     tiles.ranks_in_lists(vector_QD, vector_QD, tiles.Parts(at_Q, at_Q + 1, at_Q))
 
 

@@ -1,6 +1,7 @@
 """Who may be among a query's best positives, and how far those scores can be off.
 
     exact        faiss.knn, fp32              CPU; faiss's GPU build up to C = 2048
+                 MatrixUnits, bf16 then fp32  CPUs with AMX (few rows stay with faiss)
                  Torch, fp16 then fp32        any C, where torch sees a GPU and faiss cannot do it
                                               (few rows stay on the CPU)
     approximate  Index, IVF or HNSW (faiss)   far from all N positives are scored
@@ -26,6 +27,7 @@ import numpy.typing as npt
 
 from b3_core.errors import InputError
 from b3_core.precision import full_precision
+from b3_core.usage import has_amx
 
 Method = Literal["exact", "ivf", "hnsw"]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -42,6 +44,7 @@ _IVF_ROUNDS = 10  # of k-means; its default of 25 finds no better lists
 _IVF_SAMPLE = 64  # positives a list that k-means looks at
 _GPU_CANDIDATES = 2048  # faiss finds no more than this on a GPU
 _GPU_ROWS = 10_000  # fewer are ranked on the CPU before torch is imported and has its GPU
+_AMX_ROWS = 30_000  # fewer are ranked by faiss before torch is imported
 _LEAST_ROUNDING = 1e-5
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, Windows' Linux
 
@@ -90,6 +93,12 @@ def exact(positive_ND: npt.NDArray[np.float32], *, memory_mb: int) -> Search:
     gpus = getattr(faiss, "get_num_gpus", lambda: 0)()  # some CPU builds lack the function
     if not gpus and len(positive_ND) >= _GPU_ROWS and torch_sees_gpu():
         return Torch(positive_ND, device="cuda", dtype="float16", memory_mb=memory_mb)
+    if not gpus and len(positive_ND) >= _AMX_ROWS and has_amx():
+        # By name: that module builds on this one.
+        units: Search = importlib.import_module("b3_core.matrix_units").MatrixUnits(
+            positive_ND, memory_mb=memory_mb
+        )
+        return units
     return Faiss(positive_ND, gpu=gpus > 0, memory_mb=memory_mb)
 
 

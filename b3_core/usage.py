@@ -57,11 +57,12 @@ def peak_mb() -> float:
 
 def torch_on_amx() -> Any:
     """Return torch if this process has it in use and the CPU multiplies tiles of bf16, or None."""
-    return sys.modules.get("torch") if _has_amx() else None
+    return sys.modules.get("torch") if has_amx() else None
 
 
 @functools.cache
-def _has_amx() -> bool:
+def has_amx() -> bool:
+    """Say whether this CPU multiplies tiles of bf16 (Linux: elsewhere nobody knows)."""
     with contextlib.suppress(OSError):
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     return False

@@ -1,0 +1,147 @@
+"""Exact search on a CPU that multiplies tiles of bf16 (AMX): many scores, of which few are kept.
+
+    query_BD, positive_ND in bf16 -> tile of scores -> those above the least kept -> Proposal
+
+Scores are picked by their bits, as whole numbers in the floats' order: a tile is read once, 32
+scores at a time, and only where the largest of them is above the least kept one by one.
+
+Legend: N positives, D width of a vector, B queries of one block, C candidates a query; b queries
+and T positives of one tile, X places for what was picked, W wanted.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, prange
+
+from b3_core.search import Faiss, Proposal, Search, Torch
+
+_QUERIES, _POSITIVES = 1024, 8192  # of a tile: 16 MB of scores
+_WIDER = 2  # times as many are picked as asked for: more are close in bf16 than in fp32
+_TOGETHER = 32
+_LEAST = np.int16(-(1 << 15))
+
+_Bits = npt.NDArray[np.int16]
+
+
+class MatrixUnits(Torch):
+    """Search in bf16 on the CPU; rows that bf16 leaves unsure go to :class:`Faiss`.
+
+    Parameters
+    ----------
+    positive_ND
+        Finite, contiguous; held once more in bf16.
+    memory_mb
+        For the rounding of positives; a tile takes 16 MB whatever it is.
+    """
+
+    def __init__(self, positive_ND: npt.NDArray[np.float32], *, memory_mb: int) -> None:
+        super().__init__(positive_ND, device="cpu", dtype="bfloat16", memory_mb=memory_mb)
+        self.better: Callable[[], Search] | None = lambda: Faiss(positive_ND)
+
+    def propose(
+        self, query_BD: npt.NDArray[np.float32], candidates: int, row_B: npt.NDArray[np.intp]
+    ) -> Proposal:
+        """Pick twice as many as asked for, where there are so many."""
+        query = self.torch.from_numpy(query_BD)
+        low_BD = query.to(self.dtype)
+        wanted = min(_WIDER * candidates, len(self.positive_ND))
+        score_BW = np.empty((len(query_BD), wanted), np.float32)
+        row_BW = np.empty((len(query_BD), wanted), np.int64)
+        for start in range(0, len(query_BD), _QUERIES):
+            b = slice(start, start + _QUERIES)
+            key_bW, row_BW[b] = self._pick(low_BD[b], wanted)
+            bits_bW = np.where(key_bW < 0, key_bW ^ np.int16(0x7FFF), key_bW)
+            score_BW[b] = self.torch.from_numpy(bits_bW).view(self.dtype).float().numpy()
+        error_B = self._error(query_BD, query, score_BW)
+        return Proposal(score_BW, row_BW, error_B, score_BW[:, -1] + error_B)
+
+    def _pick(self, query_bD: Any, wanted: int) -> tuple[_Bits, npt.NDArray[np.int32]]:
+        """Return the largest scores, as keys, and their rows: (b, W), best first."""
+        queries = len(query_bD)
+        key_bX = np.full((queries, 2 * wanted), _LEAST)
+        row_bX = np.full((queries, 2 * wanted), -1, np.int32)
+        count_b, least_b = np.zeros(queries, np.int64), np.full(queries, _LEAST)
+        score = self.torch.empty(queries * _POSITIVES, dtype=self.dtype)
+        for start in range(0, len(self.positive_ND), _POSITIVES):
+            part_TD = self.positive_ND[start : start + _POSITIVES]
+            score_bT = score[: queries * len(part_TD)].view(queries, len(part_TD))
+            self.torch.mm(query_bD, part_TD.T, out=score_bT)
+            bits_bT = score_bT.view(self.torch.int16).numpy()
+            _keep(bits_bT, start, (key_bX, row_bX), (count_b, least_b))
+        _finish(key_bX, row_bX, count_b)
+        return key_bX[:, :wanted], row_bX[:, :wanted]
+
+
+# Bits of floats, in the floats' order.
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _key(bits: np.int16) -> np.int16:
+    return np.int16(bits ^ ((bits >> np.int16(15)) & np.int16(0x7FFF)))
+
+
+@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+def _keep(
+    bits_bT: _Bits,
+    start: int,
+    picked: tuple[_Bits, npt.NDArray[np.int32]],
+    state: tuple[npt.NDArray[np.int64], _Bits],
+) -> None:
+    """Put scores above the least that is kept beside those kept before."""
+    for b in prange(len(bits_bT)):
+        row = picked[0][b], picked[1][b]
+        kept = _keep_of_query(bits_bT[b], start, row, (state[0][b], state[1][b]))
+        state[0][b] = kept[0]
+        state[1][b] = kept[1]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _keep_of_query(
+    bits_T: _Bits,
+    start: int,
+    picked: tuple[_Bits, npt.NDArray[np.int32]],
+    state: tuple[int, np.int16],
+) -> tuple[int, np.int16]:
+    key_X, row_X = picked
+    count, least = state
+    for first in range(0, len(bits_T), _TOGETHER):
+        last = min(first + _TOGETHER, len(bits_T))
+        most = _LEAST
+        for t in range(first, last):
+            most = max(most, _key(bits_T[t]))
+        if most <= least:
+            continue
+        for t in range(first, last):
+            key = _key(bits_T[t])
+            if key > least:
+                key_X[count], row_X[count] = key, start + t
+                count += 1
+                if count == len(key_X):
+                    count = len(key_X) // 2
+                    least = _cut(key_X, row_X)
+    return count, least
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _cut(key_X: _Bits, row_X: npt.NDArray[np.int32]) -> np.int16:
+    """Move the larger half to the front; return the least of it. Of equal ones any stay."""
+    half = len(key_X) // 2
+    least: np.int16 = np.partition(key_X, half)[half]
+    equal = half - np.sum(key_X > least)
+    kept = 0
+    for x in range(len(key_X)):
+        if key_X[x] > least or (key_X[x] == least and equal > 0):
+            equal -= key_X[x] == least
+            key_X[kept], row_X[kept] = key_X[x], row_X[x]
+            kept += 1
+    return least
+
+
+@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+def _finish(key_bX: _Bits, row_bX: npt.NDArray[np.int32], count_b: npt.NDArray[np.int64]) -> None:
+    """Sort what was picked, best first."""
+    for b in prange(len(key_bX)):
+        count = count_b[b]
+        order = np.argsort(key_bX[b, :count])[::-1]
+        key_bX[b, :count], row_bX[b, :count] = key_bX[b, order], row_bX[b, order]
