@@ -51,11 +51,12 @@ def compile_ranking() -> None:
     group_Q = np.arange(4, dtype=np.int32)
     vector_QD = np.eye(4, dtype=np.float32)
     at_Q = np.arange(4)
-    for _ in range(2):
-        retrieval.rank_of_positive(vector_QD, vector_QD, group_Q=group_Q, group_C=group_Q)
-        # This imports torch: the second evaluation is by matrix units, where there are some.
-        MatrixUnits(vector_QD, memory_mb=1).propose(vector_QD, 1, at_Q)
-    tiles.ranks_in_lists(vector_QD, vector_QD, tiles.Parts(at_Q, at_Q + 1, at_Q))
+    own = tiles.Parts(at_Q, at_Q + 1, at_Q)
+    retrieval.rank_of_positive(vector_QD, vector_QD, group_Q=group_Q, group_C=group_Q)
+    tiles.ranks_in_lists(vector_QD, vector_QD, own)
+    # This imports torch: the second evaluation is by matrix units, where there are some.
+    MatrixUnits(vector_QD, memory_mb=1).propose(vector_QD, 1, at_Q)
+    tiles.ranks_of_best(vector_QD, vector_QD, own, gpu=False)
 
 
 def _spec(folder: Path, task: str, mining: Mapping[str, Any]) -> PipelineSpec:

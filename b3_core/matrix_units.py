@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from b3_core.search import Faiss, Proposal, Search, Torch
+from b3_core.search import Faiss, Proposal, Search, Torch, lengths
 
 _QUERIES, _POSITIVES = 1024, 8192  # of a tile: 16 MB of scores
 _WIDER = 2  # times as many are picked as asked for: more are close in bf16 than in fp32
 _TOGETHER = 32
-_LEAST = np.int16(-(1 << 15))
+_LEAST = np.int16(-(1 << 15))  # below every score; a NaN may have it too, and is never sure
+_SMALLEST = 2.0**-126  # what is smaller, these units take for nothing
+_LARGEST = 2.0**120  # products above it may be sums of infinities
 
 _Bits = npt.NDArray[np.int16]
 
@@ -34,7 +36,7 @@ class MatrixUnits(Torch):
     positive_ND
         Finite, contiguous; held once more in bf16.
     memory_mb
-        For the rounding of positives; a tile takes 16 MB whatever it is.
+        For the rounding of positives; a tile takes 16 MB, whatever this is.
     """
 
     def __init__(self, positive_ND: npt.NDArray[np.float32], *, memory_mb: int) -> None:
@@ -57,6 +59,14 @@ class MatrixUnits(Torch):
             score_BW[b] = self.torch.from_numpy(bits_bW).view(self.dtype).float().numpy()
         error_B = self._error(query_BD, query, score_BW)
         return Proposal(score_BW, row_BW, error_B, score_BW[:, -1] + error_B)
+
+    def _error(
+        self, query_BD: npt.NDArray[np.float32], query: Any, score_BC: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float64]:
+        length_B = lengths(query_BD)
+        error_B = super()._error(query_BD, query, score_BC)
+        error_B += query_BD.shape[1] * _SMALLEST * (1 + length_B + self.longest)
+        return np.where(length_B * self.longest < _LARGEST, error_B, np.inf)
 
     def _pick(self, query_bD: Any, wanted: int) -> tuple[_Bits, npt.NDArray[np.int32]]:
         """Return the largest scores, as keys, and their rows: (b, W), best first."""

@@ -9,6 +9,7 @@ import math
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 
+_AGAIN_SECONDS = 60
 _NO_GPU = {"gpus_per_worker": 0.0}
 
 
@@ -45,7 +47,8 @@ class Warm:
 class ActorPool:
     """Warm actors of one class, leased one call at a time; safe for many threads.
 
-    One is leased when Ray has found a place for it: there may be fewer places than actors.
+    One is leased when Ray has found a place for it: there may be fewer places than actors. Whoever
+    sees one die waits until it is there again, or the next call would fail at once.
     """
 
     def __init__(self, actors: list[Any]) -> None:
@@ -70,6 +73,9 @@ class ActorPool:
         actor = self._free.get()
         try:
             return _result(ray, getattr(actor, method).remote(*args, **kwargs))
+        except ray.exceptions.RayActorError:
+            _await_again(ray, actor)
+            raise
         finally:
             self._free.put(actor)
 
@@ -134,8 +140,10 @@ class RaySession:
 
     def side_by_side(self, jobs: int) -> int:
         """Return how many trainings of one thread each run at once here; 1 on a cluster."""
-        alone = self.compute.train_workers > 1 or self.joins
-        return 1 if alone else max(1, min(jobs, os.cpu_count() or 1))
+        if self.compute.train_workers > 1 or self.joins:
+            return 1
+        cores = os.cpu_count() or 1
+        return max(1, min(jobs, cores, self.compute.workers or cores))
 
     @property
     def on_this_cpu(self) -> bool:
@@ -336,6 +344,16 @@ def session(compute: ComputeSpec) -> Iterator[RaySession]:
             yield opened
         finally:
             _shared.pop()
+
+
+def _await_again(ray: Any, actor: Any) -> None:
+    """Wait for an actor that Ray starts anew, but not for ever."""
+    deadline = time.monotonic() + _AGAIN_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(actor.__ray_ready__.remote(), timeout=_AGAIN_SECONDS)
+            return
+        time.sleep(0.2)
 
 
 def _gpus(ray: Any) -> float:

@@ -81,7 +81,7 @@ class Trainings:
             What a loop raised on purpose; anything else as Ray reports it, after retries.
         """
         shown = _Together(progress, len(configs))
-        board = self._beside_this(_Board)
+        board = self._on_this_node(_Board)
         jobs = [
             _Job(board.remote(), loop, config, shown.of(place))
             for place, config in enumerate(configs)
@@ -105,7 +105,7 @@ class Trainings:
         finally:
             pool.shutdown(wait=False)
 
-    def _beside_this(self, cls: type) -> Any:
+    def _on_this_node(self, cls: type) -> Any:
         """Make an actor class whose actors live on this process's node, and come back if killed.
 
         Any other node may die while this one lives, and with it what a training is waiting for.
@@ -124,27 +124,29 @@ class Trainings:
         """Run a job until its loop has ended by itself, or this process is to end."""
         while True:
             failed: Exception | None = None
+            said: B3Error | None = None
             with _polled(self._ray, job.board, job.progress), _own_interrupts():
                 try:
-                    self._run_once(job)
+                    said = self._run_once(job)
                 except Exception as error:  # noqa: BLE001 - raised below, unless a worker said why
                     failed = error
             # What a worker said before it ended is why, and is one line.
-            said: B3Error | None = self._ray.get(job.board.take_error.remote())
+            said = said or self._ray.get(job.board.take_error.remote())
             if isinstance(said, StoppedError) and not self._ending:
                 continue
             if (why := said or failed) is None:
                 return
             raise why
 
-    def _run_once(self, job: "_Job") -> None:
+    def _run_once(self, job: "_Job") -> B3Error | None:
+        """Run a job, tries after deaths of its processes included; return what a lone one said."""
         handed = {"loop": job.loop, "config": dict(job.config), "board": job.board}
         if self._processes is None:
             self._run_in_group(handed)
-            return
+            return None
         for failures in range(1 + _MAX_FAILURES):
             try:
-                self._processes.call("run", _train_alone, handed)
+                said: B3Error | None = self._processes.call("run", _train_alone, handed)
             except self._ray.exceptions.RayActorError as error:  # Ray starts the process anew
                 if self._ending:
                     raise
@@ -155,7 +157,8 @@ class Trainings:
                         "trains one student at a time); the same command goes on",
                     ) from error
             else:
-                return
+                return said
+        return None
 
     def _run_in_group(self, handed: dict[str, Any]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
@@ -182,8 +185,9 @@ class Trainings:
         self._ending = True
         deadline = time.monotonic() + self._compute.grace_seconds
         with contextlib.suppress(Exception):  # a board that is gone has no loop
-            self._ray.get([board.stop.remote() for board in boards], timeout=5)
             while time.monotonic() < deadline:
+                # Each time: a board that was killed meanwhile has forgotten it.
+                self._ray.get([board.stop.remote() for board in boards], timeout=5)
                 running = [board.running.remote() for board in boards]
                 if not any(self._ray.get(running, timeout=5)):
                     return
@@ -308,12 +312,14 @@ def _train_worker(handed: dict[str, Any]) -> None:
     )
 
 
-def _train_alone(handed: dict[str, Any]) -> None:
+def _train_alone(handed: dict[str, Any]) -> B3Error | None:
     """Call the training loop inside a warm process, which ends if it is told to."""
-    with noting_sigterm():
-        _work(handed, rank=0, size=1, report=lambda _: None, leaving=lambda: False)
-    if is_told():
-        os._exit(0)  # Ray starts another in its place
+    try:
+        with noting_sigterm():
+            return _work(handed, rank=0, size=1, report=lambda _: None, leaving=lambda: False)
+    finally:
+        if is_told():
+            os._exit(0)  # Ray starts another in its place
 
 
 def _work(
@@ -323,8 +329,11 @@ def _work(
     size: int,
     report: Callable[[dict[str, Any]], None],
     leaving: Callable[[], bool],
-) -> None:
-    """Call the training loop as worker ``rank``; ``leaving`` says whether its node is to end."""
+) -> B3Error | None:
+    """Call the training loop as worker ``rank``, and return what it raised on purpose.
+
+    ``leaving`` says whether its node is to end.
+    """
     import ray  # noqa: PLC0415
 
     board = handed["board"]
@@ -349,9 +358,11 @@ def _work(
         ray.get(board.fail.remote(error))
         if size > 1 and not isinstance(error, StoppedError):
             raise
+        return error
     finally:
         if rank == 0:
             ray.get(board.run.remote(False))
+    return None
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ class Search(Protocol):
     def propose(
         self, query_BD: npt.NDArray[np.float32], candidates: int, row_B: npt.NDArray[np.intp]
     ) -> Proposal:
-        """Name C < N candidates for every query; ``row_B`` are the rows that the queries are of."""
+        """Name C < N candidates, or more, for each query; ``row_B`` are the queries' rows."""
 
 
 def exact(positive_ND: npt.NDArray[np.float32], *, memory_mb: int) -> Search:
@@ -82,7 +82,7 @@ def exact(positive_ND: npt.NDArray[np.float32], *, memory_mb: int) -> Search:
     positive_ND
         Finite, contiguous.
     memory_mb
-        What a GPU may spend on the scores of one tile.
+        For the scores of one tile on a GPU, and the rounding of positives.
 
     Raises
     ------

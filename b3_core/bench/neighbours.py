@@ -30,9 +30,10 @@ import numpy.typing as npt
 
 from b3_core import neighbours
 from b3_core.bench.machine import machine
+from b3_core.matrix_units import MatrixUnits
 from b3_core.progress import Progress, silent
 from b3_core.search import Method
-from b3_core.usage import gpu_peak, peak_mb
+from b3_core.usage import gpu_peak, has_amx, peak_mb
 
 _SAMPLE = 2000
 _WARM_UP = 600  # rows
@@ -89,7 +90,8 @@ def bench_neighbours(
         ``peak_above_mb``, without what interpreter and vectors take before the run, and
         ``gpu_peak_mb``, that of torch's tensors on a GPU; and ``share_of_matmul_rate``: 2 N N D /
         seconds, the rate of a search that scores everything, over ``machine.matmul_gflops``, the
-        rate of a bare product in the same minutes: fp32 on the CPU, fp16 on a GPU.
+        rate of a bare product in the same minutes: fp32 on the CPU, of which a search in bf16 may
+        have more than 1, fp16 on a GPU.
 
     Raises
     ------
@@ -254,6 +256,8 @@ def _timed(
     few_ND, those_ND = (vector_ND[:_WARM_UP] for vector_ND in vectors)
     for name in names:
         METHODS[name].run(few_ND, those_ND, min(k, len(few_ND) - 1))
+    if has_amx():  # where so few rows do not go
+        MatrixUnits(those_ND, memory_mb=1).propose(few_ND, 2, np.arange(len(few_ND)))
     _product_seconds(vectors[0].shape[1])
     for repeat in range(repeats):
         for at, name in enumerate(names):

@@ -22,7 +22,9 @@ class ComputeSpec(Spec):
     """How work is spread; never changes what is made."""
 
     workers: int | None = Field(
-        None, ge=1, description="Teacher actors; one a core or GPU if absent."
+        None,
+        ge=1,
+        description="Teachers, or small students in training, at once; absent: one a core or GPU.",
     )
     shard_rows: int = Field(
         4096, ge=1, description="Rows a shard; rounded up to whole encoder blocks."

@@ -42,7 +42,7 @@ def rank_of_positive(
     group_Q, group_C
         Their groups.
     block
-        Scores held at a time, at 4 bytes each; the Q x C matrix never is.
+        Scores held at a time, at 4 bytes each or less; the Q x C matrix never is.
 
     Returns
     -------

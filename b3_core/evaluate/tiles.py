@@ -27,6 +27,7 @@ from b3_core.usage import torch_on_amx, torch_on_gpu
 _ROUNDING = 2.0**-24  # half the distance from 1 to the next float32
 _SMALLEST = 2.0**-126  # what is smaller, a product may take for nothing
 _LONGEST = 2.0**60  # of vectors whose products bf16 holds
+_CLOSE = 0.02  # of a tile's scores to be compared: from here on fp32 costs less
 _QUERIES = 512  # of a tile, if its size allows
 _ENTRIES = 8192  # most corpus entries of a tile
 _CPU_SCORES, _GPU_SCORES = 1 << 23, 1 << 27  # of a tile
@@ -65,7 +66,8 @@ def ranks_of_best(
     positives
         Of each query at least one, ascending.
     block
-        Scores of a tile, at 4 bytes each; by default as suits the CPU's caches, or a GPU's width.
+        Scores of a tile, at 4 bytes each, 2 in bf16; by default as suits the CPU's caches, or a
+        GPU's width.
     gpu
         Whether tiles are scored by torch on a GPU; None: where torch is in use and sees one.
     progress
@@ -210,7 +212,8 @@ class _Amx:
 
     How far a score is off is the sum of what the rounding of either vector changes, by
     Cauchy-Schwarz, and of what sums in fp32 do. The rounding of the score itself needs no margin:
-    it keeps order, so it is done to the thresholds, too.
+    it keeps order, so it is done to the thresholds, too. Where that leaves too many too close, as
+    with a student to which all texts are much alike, the tiles after it are scored in fp32.
     """
 
     def __init__(self, torch: Any) -> None:
@@ -218,13 +221,20 @@ class _Amx:
         self._score_bc: Any = None
         self._corpus_Dc: Any = None
         self._longest = self._corpus_off = 0.0
+        self._fine, self._is_fine = _Cpu(), False
 
     def hold(self, corpus_cD: _Vectors) -> None:
-        corpus_cD_, off_c, length_c = self._rounded(corpus_cD)
-        self._corpus_Dc = corpus_cD_.T
+        self._fine.hold(corpus_cD)
+        if self._is_fine:
+            return
+        rounded_cD, off_c, length_c = self._rounded(corpus_cD)
+        self._corpus_Dc = rounded_cD.T
         self._corpus_off, self._longest = float(off_c.max()), float(length_c.max())
 
     def add(self, tile: _Tile, ahead_b: _Rows) -> None:
+        if self._is_fine:
+            self._fine.add(tile, ahead_b)
+            return
         query_bD, off_b, length_b = self._rounded(tile.query_bD)
         shape = (len(query_bD), self._corpus_Dc.shape[1])
         if self._score_bc is None or self._score_bc.numel() < shape[0] * shape[1]:
@@ -241,14 +251,16 @@ class _Amx:
         low_b, high_b = self._keys(tile.score_b - error_b), self._keys(tile.score_b + error_b)
         # Zeros of either sign are one.
         between_b2 = np.stack([low_b - (low_b == 0), high_b + (high_b == -1)], axis=1)
-        _count_keys(score_bc.view(self._torch.int16).numpy(), between_b2, tile, ahead_b)
+        close = _count_keys(score_bc.view(self._torch.int16).numpy(), between_b2, tile, ahead_b)
+        self._is_fine = close > _CLOSE * shape[0] * shape[1]
 
     def _rounded(self, vector_ND: _Vectors) -> tuple[Any, _Scores, _Scores]:
         """Return vectors in bf16, the length of what was lost of each, and its own length."""
         vector = self._torch.from_numpy(vector_ND)
         rounded = vector.bfloat16()
         lost, length = (
-            self._torch.linalg.vector_norm(each, dim=1).numpy().astype(np.float64)
+            # In fp64: squares of what was lost may be less than fp32 has.
+            self._torch.linalg.vector_norm(each, dim=1, dtype=self._torch.float64).numpy()
             for each in (vector - rounded.float(), vector)
         )
         return rounded, lost, length
@@ -369,8 +381,10 @@ def _count_keys(
     between_b2: npt.NDArray[np.int16],
     tile: _Tile,
     ahead_b: _Rows,
-) -> None:
+) -> np.int64:
+    """Count who is ahead, and return how many had to be compared."""
     query_bD, corpus_cD, score_b, _, best_b = tile
+    compared = np.int64(0)
     sign, magnitude = np.int16(15), np.int16(0x7FFF)
     for b in prange(len(bits_bc)):
         low, high = between_b2[b]
@@ -381,12 +395,14 @@ def _count_keys(
             above += key > high
             close += key >= low
         ahead_b[b] += above
+        compared += close - above
         if close > above:
             for c in range(bits_bc.shape[1]):
                 bits = bits_bc[b, c]
                 if low <= bits ^ ((bits >> sign) & magnitude) <= high:
                     exact = _inner(query_bD[b], corpus_cD[c])
                     ahead_b[b] += exact > score_b[b] or (exact == score_b[b] and c < best_b[b])
+    return compared
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from b3_core import packaged
 from b3_core.config import PipelineSpec
 from b3_core.embed import Shard, Vectors
 from b3_core.forecast.jobs import Job, key_of
@@ -111,7 +112,7 @@ def _nothing() -> None:
 
 
 def _no_training(config: Any, *, rank: int, progress: Any, report: Any, stopping: Any) -> None:
-    pass
+    import torch  # noqa: F401, PLC0415 - as a worker does before its first student
 
 
 def start(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +142,12 @@ def start(request: Mapping[str, Any]) -> dict[str, Any]:
         lap("ray")
         ray.pool(Idle).call("run")
         lap("actors")
-        ray.train(_no_training, [{}] * request["jobs"], storage=request["folder"])
+        ray.train(
+            _no_training,
+            [{}] * request["jobs"],
+            storage=request["folder"],
+            gpu=spec.train.student not in packaged.SMALL,
+        )
         lap("training")
     return found
 

@@ -25,7 +25,7 @@ _ATTEMPTS, _GROWTH = 4, 32  # to find a training that is long enough: each at mo
 
 def train(request: Mapping[str, Any]) -> dict[str, Any]:
     """Train a student of a few steps twice, then of as many as fit into some seconds."""
-    import torch  # noqa: F401, PLC0415 - a worker of Ray Train has it before its first student
+    import torch  # noqa: F401, PLC0415 - a worker has it before its first student
 
     sample = sample_of(request)
     folder, batch = Path(request["folder"]), request["batch_size"]

@@ -77,6 +77,24 @@ def test_vectors_that_bf16_cannot_hold_are_ranked_exactly(searched):
     np.testing.assert_array_equal(table.neighbour_NM, expected.neighbour_NM)
 
 
+@pytest.mark.parametrize(("query", "positive"), [(1e-19, 1e-19), (3e-20, 1e-19), (1, 1e-38)])
+def test_vectors_so_short_that_products_are_nothing_are_ranked_exactly(searched, query, positive):
+    rng = np.random.default_rng(1)
+    query_ND, positive_ND = np.abs(rng.normal(size=(2, 200, 256))).astype(np.float32)
+    query_ND, positive_ND = query_ND * np.float32(query), positive_ND * np.float32(positive)
+    table = rank(query_ND, positive_ND, group_N=alone(200), width=10)
+    expected = brute_force_rank(query_ND, positive_ND, group_N=alone(200), width=10)
+    np.testing.assert_array_equal(table.neighbour_NM, expected.neighbour_NM)
+    assert searched[0][0] == "bf16"
+
+
+def test_sums_of_infinities_are_never_sure():
+    query_ND, positive_ND = random_pairs(50)
+    found = MatrixUnits(1e18 * positive_ND, memory_mb=1).propose(1e19 * query_ND, 5, np.arange(50))
+    assert np.isinf(found.error_B).all()
+    assert np.isinf(found.ceiling_B).all()
+
+
 @pytest.mark.parametrize("kind", ["random", "long", "halfway", "negative", "one"])
 @pytest.mark.parametrize("candidates", [3, 50, 399])
 def test_no_score_is_further_off_than_it_says_and_none_left_out_is_better(kind, candidates):

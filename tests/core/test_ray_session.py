@@ -166,3 +166,12 @@ def test_small_trainings_share_warm_processes_and_outlive_their_ends(monkeypatch
         with pytest.raises(B3Error, match="died 3 times"):
             tried(session, ["killed"] * 3)
         assert len(lines[-1]) == 3
+
+
+def test_one_death_is_one_of_the_only_process_too(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    log = tmp_path / "log"
+    with RaySession(ComputeSpec(workers=1)) as session:
+        config = {"log": str(log), "ends": ["killed", "killed", "whole"]}
+        session.train(loop, [config], storage=str(tmp_path), gpu=False)
+    assert len(set(log.read_text().split())) == 3

@@ -108,12 +108,17 @@ def test_scores_that_fp32_cannot_tell_apart_are_compared_exactly():
     assert (naive != slow).sum() >= 4  # in fp32 alone they are ranked otherwise
 
 
+@pytest.mark.parametrize("scale", [1, 2.0**-70])
 @pytest.mark.parametrize("side", ["query", "corpus"])
-def test_what_either_side_loses_by_rounding_is_made_up_for(side):
+def test_what_either_side_loses_by_rounding_is_made_up_for(side, scale):
     rng = np.random.default_rng(2)
     query_QD, corpus_CD = (unit(rng.standard_normal((n, 32))) for n in (40, 300))
     rounded = query_QD if side == "corpus" else corpus_CD
     rounded[:] = torch.from_numpy(rounded).bfloat16().float().numpy()
+    if side == "query":
+        query_QD *= np.float32(scale)  # squares of what is lost are less than fp32 has
+    else:
+        corpus_CD *= np.float32(scale)
     lists = [[at] for at in rng.integers(0, 300, 40)]
     slow = slow_best(query_QD, corpus_CD, lists)
     assert ranks_of_best(query_QD, corpus_CD, parts(lists)).tolist() == slow
@@ -122,6 +127,18 @@ def test_what_either_side_loses_by_rounding_is_made_up_for(side):
     ).float()
     naive = 1 + (in_bf16 > in_bf16.gather(1, torch.tensor(lists))).sum(1)
     assert (naive.numpy() != slow).sum() >= 5
+
+
+def test_where_all_are_alike_the_next_tiles_are_scored_in_fp32(monkeypatch):
+    rng = np.random.default_rng(4)
+    query_QD, corpus_CD = (unit(1 + 0.01 * rng.standard_normal((n, 16))) for n in (30, 200))
+    lists = [[at] for at in range(30)]
+    in_fp32, whole = [], tiles._Cpu.add
+    monkeypatch.setattr(tiles, "torch_on_amx", lambda: torch)
+    monkeypatch.setattr(tiles._Cpu, "add", lambda *of: in_fp32.append(of) or whole(*of))
+    ranks = ranks_of_best(query_QD, corpus_CD, parts(lists), block=30 * 50)
+    assert ranks.tolist() == slow_best(query_QD, corpus_CD, lists)
+    assert len(in_fp32) == 3  # of four
 
 
 def test_vectors_too_long_for_bf16_are_scored_in_fp32(monkeypatch):
