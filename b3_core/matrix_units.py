@@ -2,13 +2,14 @@
 
     query_BD, positive_ND in bf16 -> tile of scores -> those above the least kept -> Proposal
 
-Scores are picked by their bits, as whole numbers in the floats' order: a tile is read once, 32
+Scores are picked by their bits, as whole numbers in the floats' order: a tile is read once, 16
 scores at a time, and only where the largest of them is above the least kept one by one.
 
 Legend: N positives, D width of a vector, B queries of one block, C candidates a query; b queries
 and T positives of one tile, X places for what was picked, W wanted.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,9 @@ from numba import njit, prange
 from b3_core.search import Faiss, Proposal, Search, Torch, lengths
 
 _QUERIES, _POSITIVES = 1024, 8192  # of a tile: 16 MB of scores
-_WIDER = 2  # times as many are picked as asked for: more are close in bf16 than in fp32
-_TOGETHER = 32
+_WIDER = 1.5  # times as many are picked as asked for: more are close in bf16 than in fp32
+_TOGETHER = 16
+_VALUES = 1024  # of bf16 below the largest: four octaves and more
 _LEAST = np.int16(-(1 << 15))  # below every score; a NaN may have it too, and is never sure
 _SMALLEST = 2.0**-126  # what is smaller, these units take for nothing
 _LARGEST = 2.0**120  # products above it may be sums of infinities
@@ -46,10 +48,10 @@ class MatrixUnits(Torch):
     def propose(
         self, query_BD: npt.NDArray[np.float32], candidates: int, row_B: npt.NDArray[np.intp]
     ) -> Proposal:
-        """Pick twice as many as asked for, where there are so many."""
+        """Pick half as many again as asked for, where there are so many."""
         query = self.torch.from_numpy(query_BD)
         low_BD = query.to(self.dtype)
-        wanted = min(_WIDER * candidates, len(self.positive_ND))
+        wanted = min(math.ceil(_WIDER * candidates), len(self.positive_ND))
         score_BW = np.empty((len(query_BD), wanted), np.float32)
         row_BW = np.empty((len(query_BD), wanted), np.int64)
         for start in range(0, len(query_BD), _QUERIES):
@@ -118,8 +120,12 @@ def _keep_of_query(
     for first in range(0, len(bits_T), _TOGETHER):
         last = min(first + _TOGETHER, len(bits_T))
         most = _LEAST
-        for t in range(first, last):
-            most = max(most, _key(bits_T[t]))
+        if least > 0:  # bits of positive floats are keys, those of others are less than any
+            for t in range(first, last):
+                most = max(most, bits_T[t])
+        else:
+            for t in range(first, last):
+                most = max(most, _key(bits_T[t]))
         if most <= least:
             continue
         for t in range(first, last):
@@ -137,8 +143,9 @@ def _keep_of_query(
 def _cut(key_X: _Bits, row_X: npt.NDArray[np.int32]) -> np.int16:
     """Move the larger half to the front; return the least of it. Of equal ones any stay."""
     half = len(key_X) // 2
-    least: np.int16 = np.partition(key_X, half)[half]
-    equal = half - np.sum(key_X > least)
+    least: np.int16
+    least, above = _middle(key_X, half)
+    equal = half - above
     kept = 0
     for x in range(len(key_X)):
         if key_X[x] > least or (key_X[x] == least and equal > 0):
@@ -146,6 +153,27 @@ def _cut(key_X: _Bits, row_X: npt.NDArray[np.int32]) -> np.int16:
             key_X[kept], row_X[kept] = key_X[x], row_X[x]
             kept += 1
     return least
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _middle(key_X: _Bits, half: int) -> tuple[np.int16, int]:
+    """Return the key of which as many are larger or equal as are wanted, and how many are larger.
+
+    By counting values: a few hundred differ. Where they lie too far apart, by partition.
+    """
+    largest = np.int64(key_X.max())
+    count_V = np.zeros(_VALUES, np.int64)
+    for x in range(len(key_X)):
+        below = largest - key_X[x]
+        if below < _VALUES:
+            count_V[below] += 1
+    above = 0
+    for value in range(_VALUES):
+        if above + count_V[value] >= half:
+            return np.int16(largest - value), above
+        above += count_V[value]
+    least: np.int16 = np.partition(key_X, half)[half]
+    return least, int(np.sum(key_X > least))
 
 
 @njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
