@@ -1,19 +1,19 @@
 """How many actors a session asks for, and when they are leased."""
 
 import contextlib
+import json
 import os
-import signal
-import time
-from pathlib import Path
+import subprocess
+import sys
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
 from b3_core import ray_session
 from b3_core.config import ComputeSpec
-from b3_core.errors import B3Error, InputError, StoppedError
+from b3_core.errors import InputError
 from b3_core.ray_session import ActorPool, RaySession
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -111,67 +111,24 @@ def test_a_pool_that_is_gone_keeps_no_actor():
     actor.callbacks[0](None)  # a late answer changes nothing
 
 
-def loop(config, *, rank, progress, report, stopping):
-    """Write a line a try; end as the config says, but for the last time as a training does."""
-    log = Path(config["log"])
-    tries = len(log.read_text().splitlines()) if log.exists() else 0
-    with log.open("a") as file:
-        file.write(f"{os.getpid()}\n")
-    progress(1, 2)
-    how = config["ends"][tries]
-    if how == "refuses":
-        raise InputError("no", remedy="none")
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "orphaned":  # what tells it and its flow of one another dies
-        boards = [
-            process
-            for process in psutil.Process().parent().children()  # of this Ray's node
-            if "ray::_Board" in " ".join(process.cmdline())
-        ]
-        assert boards
-        for process in boards:
-            process.kill()
-    if how == "told":
-        os.kill(os.getpid(), signal.SIGTERM)
-        while not stopping():
-            time.sleep(0.01)
-        raise StoppedError("stopped", remedy="again")
-
-
-def test_small_trainings_share_warm_processes_and_outlive_their_ends(monkeypatch, tmp_path):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def tried(session, *ends):
-        logs = [tmp_path / f"{time.monotonic()}-{job}" for job in range(len(ends))]
-        configs = [{"log": str(log), "ends": how} for log, how in zip(logs, ends, strict=True)]
-        try:
-            session.train(loop, configs, storage=str(tmp_path), gpu=False)
-        finally:
-            lines.extend(log.read_text().split() for log in logs)
-
-    lines: list[list[str]] = []
-    with RaySession(ComputeSpec(workers=2)) as session:
-        tried(session, ["whole"], ["whole"])
-        tried(session, ["whole"], ["whole"])
-        assert sorted(lines[:2]) == sorted(lines[2:])  # no new process for a new training
-        tried(session, ["told", "whole"])
-        assert len(set(lines[-1])) == 2  # told to end it did, and another went on
-        tried(session, ["killed", "killed", "whole"])
-        assert len(set(lines[-1])) == 3
-        tried(session, ["orphaned"])
-        with pytest.raises(InputError, match="^no"):
-            tried(session, ["refuses"])
-        assert len(lines[-1]) == 1
-        with pytest.raises(B3Error, match="died 3 times"):
-            tried(session, ["killed"] * 3)
-        assert len(lines[-1]) == 3
-
-
-def test_one_death_is_one_of_the_only_process_too(monkeypatch, tmp_path):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    log = tmp_path / "log"
-    with RaySession(ComputeSpec(workers=1)) as session:
-        config = {"log": str(log), "ends": ["killed", "killed", "whole"]}
-        session.train(loop, [config], storage=str(tmp_path), gpu=False)
-    assert len(set(log.read_text().split())) == 3
+def test_small_trainings_share_warm_processes_and_outlive_their_ends(tmp_path):
+    """In a process of its own: Ray reads its settings where it is imported first."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.warm", str(tmp_path)],
+        check=True,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=200,
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    tries = {each["what"]: each["tries"] for each in said}  # other lines are Ray's
+    assert sorted(tries["first"]) == sorted(tries["again"])  # no new process for a new training
+    assert len(set(tries["told"][0])) == 2  # told to end it did, and another went on
+    assert len(set(tries["killed"][0])) == 3
+    assert len(tries["orphaned"][0]) == 1
+    assert len(tries["InputError: no; none"][0]) == 1
+    assert len(tries["B3Error: a training's process died 3 times"][0]) == 3
+    assert len(set(tries["alone"][0])) == 3  # of the only process each death counts once
