@@ -125,7 +125,8 @@ def test_small_trainings_share_warm_processes_and_outlive_their_ends(tmp_path):
     )
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     tries = {each["what"]: each["tries"] for each in said}  # other lines are Ray's
-    assert sorted(tries["first"]) == sorted(tries["again"])  # no new process for a new training
+    # Two processes for four trainings; one may have been slow to start.
+    assert len({process for job in tries["first"] + tries["again"] for process in job}) <= 2
     assert len(set(tries["told"][0])) == 2  # told to end it did, and another went on
     assert len(set(tries["killed"][0])) == 3
     assert len(tries["orphaned"][0]) == 1
