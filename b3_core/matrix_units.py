@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from b3_core import bf16
+from b3_core.bf16 import Bits
 from b3_core.search import Faiss, Proposal, Search, Torch, lengths
 
 _QUERIES, _POSITIVES = 1024, 8192  # of a tile: 16 MB of scores
@@ -26,8 +28,6 @@ _VALUES = 1024  # of bf16 below the largest: four octaves and more
 _LEAST = np.int16(-(1 << 15))  # below every score; a NaN may have it too, and is never sure
 _SMALLEST = 2.0**-126  # what is smaller, these units take for nothing
 _LARGEST = 2.0**120  # products above it may be sums of infinities
-
-_Bits = npt.NDArray[np.int16]
 
 
 class MatrixUnits(Torch):
@@ -57,8 +57,7 @@ class MatrixUnits(Torch):
         for start in range(0, len(query_BD), _QUERIES):
             b = slice(start, start + _QUERIES)
             key_bW, row_BW[b] = self._pick(low_BD[b], wanted)
-            bits_bW = np.where(key_bW < 0, key_bW ^ np.int16(0x7FFF), key_bW)
-            score_BW[b] = self.torch.from_numpy(bits_bW).view(self.dtype).float().numpy()
+            score_BW[b] = self.torch.from_numpy(bf16.keys(key_bW)).view(self.dtype).float().numpy()
         error_B = self._error(query_BD, query, score_BW)
         return Proposal(score_BW, row_BW, error_B, score_BW[:, -1] + error_B)
 
@@ -70,7 +69,7 @@ class MatrixUnits(Torch):
         error_B += query_BD.shape[1] * _SMALLEST * (1 + length_B + self.longest)
         return np.where(length_B * self.longest < _LARGEST, error_B, np.inf)
 
-    def _pick(self, query_bD: Any, wanted: int) -> tuple[_Bits, npt.NDArray[np.int32]]:
+    def _pick(self, query_bD: Any, wanted: int) -> tuple[Bits, npt.NDArray[np.int32]]:
         """Return the largest scores, as keys, and their rows: (b, W), best first."""
         queries = len(query_bD)
         key_bX = np.full((queries, 2 * wanted), _LEAST)
@@ -87,18 +86,12 @@ class MatrixUnits(Torch):
         return key_bX[:, :wanted], row_bX[:, :wanted]
 
 
-# Bits of floats, in the floats' order.
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _key(bits: np.int16) -> np.int16:
-    return np.int16(bits ^ ((bits >> np.int16(15)) & np.int16(0x7FFF)))
-
-
 @njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
 def _keep(
-    bits_bT: _Bits,
+    bits_bT: Bits,
     start: int,
-    picked: tuple[_Bits, npt.NDArray[np.int32]],
-    state: tuple[npt.NDArray[np.int64], _Bits],
+    picked: tuple[Bits, npt.NDArray[np.int32]],
+    state: tuple[npt.NDArray[np.int64], Bits],
 ) -> None:
     """Put scores above the least that is kept beside those kept before."""
     for b in prange(len(bits_bT)):
@@ -110,9 +103,9 @@ def _keep(
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _keep_of_query(
-    bits_T: _Bits,
+    bits_T: Bits,
     start: int,
-    picked: tuple[_Bits, npt.NDArray[np.int32]],
+    picked: tuple[Bits, npt.NDArray[np.int32]],
     state: tuple[int, np.int16],
 ) -> tuple[int, np.int16]:
     key_X, row_X = picked
@@ -125,11 +118,11 @@ def _keep_of_query(
                 most = max(most, bits_T[t])
         else:
             for t in range(first, last):
-                most = max(most, _key(bits_T[t]))
+                most = max(most, bf16.key(bits_T[t]))
         if most <= least:
             continue
         for t in range(first, last):
-            key = _key(bits_T[t])
+            key = bf16.key(bits_T[t])
             if key > least:
                 key_X[count], row_X[count] = key, start + t
                 count += 1
@@ -140,7 +133,7 @@ def _keep_of_query(
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _cut(key_X: _Bits, row_X: npt.NDArray[np.int32]) -> np.int16:
+def _cut(key_X: Bits, row_X: npt.NDArray[np.int32]) -> np.int16:
     """Move the larger half to the front; return the least of it. Of equal ones any stay."""
     half = len(key_X) // 2
     least: np.int16
@@ -156,7 +149,7 @@ def _cut(key_X: _Bits, row_X: npt.NDArray[np.int32]) -> np.int16:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _middle(key_X: _Bits, half: int) -> tuple[np.int16, int]:
+def _middle(key_X: Bits, half: int) -> tuple[np.int16, int]:
     """Return the key of which as many are larger or equal as are wanted, and how many are larger.
 
     By counting values: a few hundred differ. Where they lie too far apart, by partition.
@@ -177,7 +170,7 @@ def _middle(key_X: _Bits, half: int) -> tuple[np.int16, int]:
 
 
 @njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
-def _finish(key_bX: _Bits, row_bX: npt.NDArray[np.int32], count_b: npt.NDArray[np.int64]) -> None:
+def _finish(key_bX: Bits, row_bX: npt.NDArray[np.int32], count_b: npt.NDArray[np.int64]) -> None:
     """Sort what was picked, best first."""
     for b in prange(len(key_bX)):
         count = count_b[b]

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
+from b3_core import bf16
 from b3_core.errors import InputError
 from b3_core.precision import full_precision
 from b3_core.progress import Progress, silent
@@ -265,11 +266,10 @@ class _Amx:
         )
         return rounded, lost, length
 
-    def _keys(self, score_b: _Scores) -> npt.NDArray[np.int16]:
+    def _keys(self, score_b: _Scores) -> bf16.Bits:
         """Return whole numbers in the order of scores rounded to bf16."""
         bits_b = self._torch.from_numpy(score_b).float().bfloat16().view(self._torch.int16).numpy()
-        key_b: npt.NDArray[np.int16] = np.where(bits_b < 0, bits_b ^ np.int16(0x7FFF), bits_b)
-        return key_b
+        return bf16.keys(bits_b)
 
 
 def _amx(longest: float) -> Any:
@@ -377,29 +377,26 @@ def _count(score_bc: _Vectors, tile: _Tile, ahead_b: _Rows) -> None:
 
 @njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
 def _count_keys(
-    bits_bc: npt.NDArray[np.int16],
-    between_b2: npt.NDArray[np.int16],
+    bits_bc: bf16.Bits,
+    between_b2: bf16.Bits,
     tile: _Tile,
     ahead_b: _Rows,
 ) -> np.int64:
     """Count who is ahead, and return how many had to be compared."""
     query_bD, corpus_cD, score_b, _, best_b = tile
     compared = np.int64(0)
-    sign, magnitude = np.int16(15), np.int16(0x7FFF)
     for b in prange(len(bits_bc)):
         low, high = between_b2[b]
         above = close = np.int32(0)
         for c in range(bits_bc.shape[1]):
-            bits = bits_bc[b, c]
-            key = bits ^ ((bits >> sign) & magnitude)  # bits of floats, in the floats' order
+            key = bf16.key(bits_bc[b, c])
             above += key > high
             close += key >= low
         ahead_b[b] += above
         compared += close - above
         if close > above:
             for c in range(bits_bc.shape[1]):
-                bits = bits_bc[b, c]
-                if low <= bits ^ ((bits >> sign) & magnitude) <= high:
+                if low <= bf16.key(bits_bc[b, c]) <= high:
                     exact = _inner(query_bD[b], corpus_cD[c])
                     ahead_b[b] += exact > score_b[b] or (exact == score_b[b] and c < best_b[b])
     return compared

@@ -404,6 +404,15 @@ def test_vectors_that_overflow_float16_are_ranked_exactly(through_torch):
     assert [name for name, _ in types] == ["float16", "float32"]
 
 
+def assert_it_keeps_its_word(found, query_ND, positive_ND):
+    """No score of a proposal is further off than it says, and nothing left out scores more."""
+    exact_NN = query_ND.astype(np.float64) @ positive_ND.T.astype(np.float64)
+    off_NC = np.abs(found.score_BC - np.take_along_axis(exact_NN, found.row_BC, axis=1))
+    assert (off_NC <= found.error_B[:, None]).all()
+    np.put_along_axis(exact_NN, found.row_BC, -INF, axis=1)
+    assert (exact_NN.max(axis=1) <= found.ceiling_B).all()
+
+
 def halfway(rows):
     """Vectors whose every number bfloat16 rounds as far as it can, all in one direction."""
     vector_ND = np.ones((rows, 64), np.float32)
@@ -425,17 +434,13 @@ def test_no_score_of_a_search_is_further_off_than_it_says(dtype, kind):
     elif kind == "cancelling":
         positive_ND[:, 32:] = -positive_ND[:, :32] * np.float32(1 + 2.0**-9)
         query_ND[:, 32:] = query_ND[:, :32]
-    exact_NN = query_ND.astype(np.float64) @ positive_ND.T.astype(np.float64)
     found = search.Torch(positive_ND, device="cpu", dtype=dtype, memory_mb=1).propose(
         query_ND, 50, np.arange(len(query_ND))
     )
-    off_NC = np.abs(found.score_BC - np.take_along_axis(exact_NN, found.row_BC, axis=1))
-    assert (off_NC <= found.error_B[:, None]).all()
+    assert_it_keeps_its_word(found, query_ND, positive_ND)
     if kind != "tiny":  # the bound says something
         largest = np.linalg.norm(query_ND, axis=1) * np.linalg.norm(positive_ND, axis=1).max()
         assert (found.error_B < 0.015 * largest).all()
-    np.put_along_axis(exact_NN, found.row_BC, -INF, axis=1)
-    assert (exact_NN.max(axis=1) <= found.ceiling_B).all()
 
 
 @pytest.fixture
