@@ -20,7 +20,7 @@ from b3_core.graph import CsrGraph
 from b3_core.progress import Progress, silent
 from b3_core.swap import Net, refine
 
-VERSION = 2
+VERSION = 3
 
 
 def balance(

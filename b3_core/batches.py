@@ -19,7 +19,7 @@ from b3_core.communities import Partition
 from b3_core.config import BatchSpec
 from b3_core.deal import Deck, DeckRows, Rows, apart, repeats
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@
             or some of both, as the curriculum says
 
 Communities are regrouped every epoch. A deck leaves N mod batch_size rows out of an epoch, whole
-communities as far as possible, and other ones every time.
+communities as far as possible, and other ones every time; in the first any row is as likely to be
+left out as another, those of the short community too.
 
 Legend: N rows, K rows of a community, C full communities, U communities that take part,
 S batches, B rows of a batch, P communities of a batch (P K = B), L rows left out, D datasets.
@@ -13,7 +14,7 @@ S batches, B rows of a batch, P communities of a batch (P K = B), L rows left ou
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -64,7 +65,8 @@ class Deck:
     rows: DeckRows
     batch_size: int
     rng: np.random.Generator
-    left_L: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    left_L: Rows | None = None
+    """None before the first epoch."""
 
     def __post_init__(self) -> None:
         for partition in self.rows.partitions:
@@ -111,7 +113,8 @@ class Deck:
             return row_SB, np.full(row_SB.shape, -1, np.int32)
         each = self.batch_size // k
         # Batch s gives floor((s + 1) share P) - floor(s share P) of its P places to random rows:
-        # each the whole number below or above, and together their share.
+        # each the whole number below or above, and together their share; but where a group would
+        # else be twice in a batch.
         step_S = np.floor(np.arange(units // each + 1) * share * each + 1e-9).astype(int)
         broken_S, broken = np.diff(step_S), step_S[-1]
         if broken:  # rows of one group in one unit could not be parted after this
@@ -120,7 +123,8 @@ class Deck:
         first_SP = np.arange(each) < broken_S[:, None]  # the places of random rows
         unit_SP = np.empty(first_SP.shape, np.int64)
         unit_SP[first_SP], unit_SP[~first_SP] = np.arange(broken), np.arange(broken, units)
-        unit_SP = _part_groups(unit_SP, self.rows.group_N[row_UK], rng=self.rng)
+        broken_U = np.arange(units) < broken
+        unit_SP = _part_groups(unit_SP, self.rows.group_N[row_UK], broken_U, rng=self.rng)
         shape = (-1, self.batch_size)
         return row_UK[unit_SP].reshape(shape), community_UK[unit_SP].reshape(shape)
 
@@ -130,23 +134,28 @@ class Deck:
         Communities with a row that was left out last time come first. Rows that were left out and
         are in none of those chosen, as those of the short community, take the places of as many
         rows of the last communities chosen, and those are left out instead. There is room: fewer
-        rows were left out than fill a batch.
+        rows were left out than fill a batch. Before the first epoch the short community counts as
+        left out, but for the share of times that any row is.
         """
         label_N, k = partition.label_N, partition.k
         order_N = np.lexsort((self.rng.random(len(label_N)), label_N)).astype(np.int32)
         whole = len(label_N) // k
         row_CK = order_N[: whole * k].reshape(whole, k)
-        missed = np.unique(label_N[self.left_L])
+        left_L = self.left_L
+        if left_L is None:
+            short = self.rng.random() >= len(label_N) % self.batch_size / len(label_N)
+            left_L = order_N[whole * k :] if short else order_N[:0]
+        missed = np.unique(label_N[left_L])
         first_C = np.lexsort((self.rng.random(whole), ~np.isin(np.arange(whole), missed)))
         units = len(label_N) // self.batch_size * (self.batch_size // k)
         row_UK = row_CK[first_C[:units]]
         # Rows that must stay come first in their community, so that it loses its last places.
-        stays_UK = np.isin(row_UK, self.left_L)
+        stays_UK = np.isin(row_UK, left_L)
         row_UK = np.take_along_axis(row_UK, np.argsort(~stays_UK, axis=1, kind="stable"), axis=1)
         community_UK = label_N[row_UK]
-        absent_L = self.left_L[~np.isin(self.left_L, row_UK)]
+        absent_L = left_L[~np.isin(left_L, row_UK)]
         if absent_L.size:
-            place_L = np.flatnonzero(~np.isin(row_UK, self.left_L))[-len(absent_L) :]
+            place_L = np.flatnonzero(~np.isin(row_UK, left_L))[-len(absent_L) :]
             row_UK.flat[place_L] = absent_L
             together = len(set(label_N[absent_L])) == len(set(place_L // k)) == 1
             community_UK.flat[place_L] = label_N[absent_L] if together else -1
@@ -168,15 +177,22 @@ def _deal(
 
 
 def _part_groups(
-    unit_SP: npt.NDArray[np.int64], group_UK: npt.NDArray[np.int32], *, rng: np.random.Generator
+    unit_SP: npt.NDArray[np.int64],
+    group_UK: npt.NDArray[np.int32],
+    broken_U: npt.NDArray[np.bool_],
+    *,
+    rng: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
     """Exchange communities between batches while that parts rows of one group.
 
     For a community u of batch s that meets one of its groups there, up to ``LOOK`` communities v
     of other batches t are tried; u and v change places if fewer groups then meet in s and t.
+    Units of random rows (``broken_U``) change places with their like where that helps, so that each
+    batch keeps its share of them.
     """
     groups_U = _shared_groups(group_UK)
     batches: list[list[int]] = unit_SP.tolist()
+    each, mixed = unit_SP.shape[1], 0 < broken_U.sum() < len(broken_U)
     count_S = [Counter(group for u in batch for group in groups_U[u]) for batch in batches]
 
     def meets(unit: int, batch: int, without: int) -> int:
@@ -192,8 +208,12 @@ def _part_groups(
             u = batches[s][p]
             if not any(count_S[s][g] > 1 and spread[g] < len(batches) for g in groups_U[u]):
                 continue
-            for place in rng.integers(unit_SP.size, size=LOOK).tolist():
-                t, q = divmod(place, unit_SP.shape[1])
+            places = rng.integers(unit_SP.size, size=LOOK)
+            if mixed:
+                unlike_L = broken_U[[batches[x // each][x % each] for x in places]] != broken_U[u]
+                places = places[np.argsort(unlike_L, kind="stable")]
+            for place in places.tolist():
+                t, q = divmod(place, each)
                 v = batches[t][q]
                 now = meets(u, s, u) + meets(v, t, v)
                 if t != s and meets(v, s, u) + meets(u, t, v) < now:
