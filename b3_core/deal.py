@@ -14,7 +14,7 @@ S batches, B rows of a batch, P communities of a batch (P K = B), L rows left ou
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -65,8 +65,9 @@ class Deck:
     rows: DeckRows
     batch_size: int
     rng: np.random.Generator
-    left_L: Rows | None = None
-    """None before the first epoch."""
+    left_L: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    epochs: int = 0
+    """Drawn so far."""
 
     def __post_init__(self) -> None:
         for partition in self.rows.partitions:
@@ -93,6 +94,7 @@ class Deck:
     ) -> list[tuple[Rows, Rows]]:
         """Return rows and communities of one epoch's batches, both (S, B), a pair a segment."""
         row_UK, community_UK = self._choose(self.rows.partitions[variant])
+        self.epochs += 1
         order_U = self.rng.permutation(len(row_UK))
         each = self.batch_size // row_UK.shape[1]
         shares = np.cumsum([share for share, _ in segments])
@@ -142,7 +144,7 @@ class Deck:
         whole = len(label_N) // k
         row_CK = order_N[: whole * k].reshape(whole, k)
         left_L = self.left_L
-        if left_L is None:
+        if not self.epochs:
             short = self.rng.random() >= len(label_N) % self.batch_size / len(label_N)
             left_L = order_N[whole * k :] if short else order_N[:0]
         missed = np.unique(label_N[left_L])

@@ -3,11 +3,13 @@
     CONFIG -> candidates: arms that differ in hardness, partition and curriculum
     a round: all that are left, trained on the same seeds beside the random arm
     MRR over seeds -> survivors: the better half goes on, to more seeds
+    the winner, beside itself mined again with the student after an epoch -> CONFIG
 
 Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) with seeds as the resource: every
 training sees the same number of examples, and what differs between rounds is how surely an arm is
 known. The default is among the candidates and never drops out before the last round, so that the
-table says what choosing was worth.
+table says what choosing was worth. Mining again embeds all rows once more, with every student: it
+is tried on the winner alone.
 """
 
 import itertools
@@ -15,8 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from b3_core.config import ArmSpec, PipelineSpec
+from b3_core.config import ArmSpec, BatchSpec, Phase, PipelineSpec
+from b3_core.errors import InputError
 
 DEFAULT = "default"
 
@@ -38,14 +42,15 @@ def trials_of(spec: PipelineSpec, *, held_in: bool) -> PipelineSpec:
     """Return CONFIG as candidates are tried with it: for their MRR, and for nothing else.
 
     ``held_in``: they are judged on rows of the training files, whatever ``eval_uri`` names. What
-    CONFIG itself holds out of such files is kept back: it is for the report.
+    CONFIG itself keeps back or holds out of such files is kept back: it is for the report.
     """
     datasets = spec.datasets
     if held_in:
         datasets = tuple(each.model_copy(update={"eval_uri": None}) for each in datasets)
     changed: dict[str, Any] = {"benchmarks": ()}
     if any(each.eval_uri is None for each in spec.datasets):
-        changed["kept_back"] = spec.evaluate.holdout
+        back = spec.evaluate.kept_back  # what is held out is a share of the rest
+        changed["kept_back"] = back + spec.evaluate.holdout * (1 - back)
     judged = spec.evaluate.model_copy(update=changed)
     return spec.model_copy(update={"datasets": datasets, "evaluate": judged, "promote": None})
 
@@ -54,9 +59,20 @@ def candidates(spec: PipelineSpec, count: int, *, rng: np.random.Generator) -> l
     """Draw ``count`` arms from ``SPACE`` without repeating one; CONFIG's own comes first.
 
     Those whose communities do not fit into batches, or whose random share is less than a
-    community of a batch, are left out.
+    community of a batch, are left out, and so are those that CONFIG's own arms cannot go with.
+
+    Raises
+    ------
+    InputError
+        None fits beside the default.
     """
     size, epochs = spec.batches.batch_size, spec.batches.epochs
+    if spec.batches.mixing == "across":
+        raise InputError(
+            "batches.mixing is across: batches across datasets are random ones, and there is "
+            "nothing to choose",
+            remedy="set batches.mixing to proportional, round-robin or weighted",
+        )
     points = [
         dict(zip(SPACE, values, strict=True)) for values in itertools.product(*SPACE.values())
     ]
@@ -67,8 +83,31 @@ def candidates(spec: PipelineSpec, count: int, *, rng: np.random.Generator) -> l
         and point["random_epochs"] < epochs
         and not 0 < point["random_share"] * size < point["k"]
     ]
-    drawn = rng.permutation(len(fitting))[: max(count - 1, 0)]
-    return [ArmSpec(name=DEFAULT)] + [_arm(fitting[i], epochs) for i in drawn]
+    asked = max(count - 1, 0)
+    drawn = (_arm(fitting[i], epochs) for i in rng.permutation(len(fitting)))
+    found = list(itertools.islice((arm for arm in drawn if _differs(spec, arm)), asked))
+    if asked and not found:
+        raise InputError(
+            f"no candidate fits into batches.batch_size: {size} and the arms of CONFIG",
+            expected=f"a multiple of k, of which {', '.join(map(str, SPACE['k']))} are tried",
+            remedy="change batches.batch_size, or the mining and batches of own arms",
+        )
+    return [ArmSpec(name=DEFAULT), *found]
+
+
+def _differs(spec: PipelineSpec, arm: ArmSpec) -> bool:
+    """Say whether CONFIG can have an arm's keys as its own, and is another with them."""
+    try:
+        made = PipelineSpec.model_validate(chosen(spec, arm))
+    except ValidationError:
+        return False
+    return any(_means(made, task) != _means(spec, task) for task in {d.task for d in spec.datasets})
+
+
+def _means(spec: PipelineSpec, task: str) -> tuple[Any, ...]:
+    """Return what CONFIG comes to for datasets of a task: p has a default for each."""
+    mining = spec.mining.model_copy(update={"p": spec.mining.cutoff(task)})
+    return mining, spec.batches
 
 
 def _arm(point: Mapping[str, Any], epochs: int) -> ArmSpec:
@@ -108,6 +147,37 @@ def survivors(table: Sequence[Mapping[str, Any]], count: int) -> list[str]:
     if DEFAULT in names and DEFAULT not in best:
         best[-1] = DEFAULT
     return best
+
+
+def refreshed(batches: BatchSpec) -> BatchSpec | None:
+    """Return a curriculum that mines again after its first epoch; None if it does, or cannot.
+
+    It cannot if it is one epoch long, or only random after that.
+    """
+    if any(phase.refresh for phase in batches.curriculum):
+        return None
+    before: list[Phase] = []
+    after: list[Phase] = []
+    for epoch, segments in enumerate(batches.segments()):
+        phases = [phase.model_copy(update={"epochs": share}) for share, phase in segments]
+        (after if epoch else before).extend(phases)
+    if all(phase.random_share == 1 for phase in after):
+        return None
+    after[0] = after[0].model_copy(update={"refresh": True})
+    joined = _joined(before) + _joined(after)
+    return BatchSpec.model_validate(batches.model_dump() | {"curriculum": joined})
+
+
+def _joined(phases: Sequence[Phase]) -> list[Phase]:
+    """Join phases that differ in nothing but how long they last."""
+    found: list[Phase] = []
+    for phase in phases:
+        same = found and found[-1].model_copy(update={"epochs": phase.epochs, "refresh": False})
+        if same == phase:
+            found[-1] = found[-1].model_copy(update={"epochs": found[-1].epochs + phase.epochs})
+        else:
+            found.append(phase)
+    return found
 
 
 def chosen(spec: PipelineSpec, arm: ArmSpec) -> dict[str, Any]:

@@ -139,6 +139,10 @@ def tune(
     output: Annotated[Path, typer.Option(help="Where the chosen CONFIG goes.")] = Path(
         "tuned.yaml"
     ),
+    refresh: Annotated[
+        bool,
+        typer.Option(help="Try the winner mined again with the student after its first epoch."),
+    ] = True,
     corpus: Corpus = "code",
     pairs: Pairs = 20_000,
     teacher: Teacher = "static",
@@ -150,9 +154,10 @@ def tune(
 
     Candidates differ in p, m, k, graph, repulsion, evenness and curriculum. Each round trains all
     that are left, on the same seeds and examples, and keeps the better half for more seeds. The
-    held-out rows of CONFIG (`eval_uri`) are never looked at; without CONFIG the demo's corpus is
-    used, and its validation packages. `--corpus`, `--pairs`, `--teacher` and `--store` are the
-    demo's alone.
+    winner (`b3` in the last table) is tried once more, mined again with the student after its first
+    epoch (`refresh`), and does so from then on if that is surely better. The held-out rows of
+    CONFIG (`eval_uri`) are never looked at; without CONFIG the demo's corpus is used, and its
+    validation packages. `--corpus`, `--pairs`, `--teacher` and `--store` are the demo's alone.
 
     Example: `b3 tune config.yaml --trials 8 --output tuned.yaml`
     """
@@ -168,7 +173,7 @@ def tune(
 
         from flows.tune import tune as flow  # noqa: PLC0415
 
-        outcome = flow(spec, trials=trials, seeds=seeds, judge=judge)
+        outcome = flow(spec, trials=trials, seeds=seeds, judge=judge, refresh=refresh)
         output.write_text(yaml.safe_dump(outcome["config"], sort_keys=False), encoding="utf-8")
         return {**outcome, "output": str(output)}
 
@@ -183,7 +188,10 @@ def _show_tuned(console: Console, outcome: dict[str, Any]) -> None:
             for row in sorted(table["arms"], key=lambda row: -row["mrr"])
         ]
         console.print(figures_table(rows))
-    console.print(f"chosen: {outcome['chosen']}, written to {outcome['output']}", soft_wrap=True)
+    again = ", mined again after its first epoch" if outcome["refresh"] else ""
+    console.print(
+        f"chosen: {outcome['chosen']}{again}, written to {outcome['output']}", soft_wrap=True
+    )
 
 
 def _against(differences: dict[str, Any], arm: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from prefect import flow
 
 from b3_core import tune as choose
-from b3_core.config import PipelineSpec
+from b3_core.config import ArmSpec, PipelineSpec
 from b3_core.ray_session import session
 from b3_core.stage import generator
 from flows.pipeline import pipeline
@@ -17,6 +17,8 @@ def tune(
     trials: int = 12,
     seeds: int = 4,
     judge: Literal["training", "eval"] = "training",
+    *,
+    refresh: bool = True,
 ) -> dict[str, Any]:
     """Train candidates on CONFIG's rows and keep the better half, round by round.
 
@@ -32,12 +34,16 @@ def tune(
         ``training``: candidates are judged on rows held out of the training rows, and ``eval_uri``
         is never read, since what one reports on is not what one chooses by. ``eval``: what
         ``eval_uri`` names are validation rows already.
+    refresh
+        Whether the winner is tried once more, as arm ``refresh``: mined again after its first epoch
+        with the student so far. It costs an embedding of all rows a seed, in every run, so that it
+        is chosen only where its interval is above the winner's (``b3`` in that table).
 
     Returns
     -------
     dict
         ``rounds``: the table of arms and the differences of each; ``chosen``: the winner's name;
-        ``config``: CONFIG with the winner's keys.
+        ``refresh``: whether it mines again; ``config``: CONFIG with the winner's keys.
     """
     data = choose.trials_of(spec, held_in=judge == "training")
     arms = {a.name: a for a in choose.candidates(spec, trials, rng=generator(0, "tune"))}
@@ -55,7 +61,23 @@ def tune(
             )
             results = pipeline(trial)
             tables.append({key: results[key] for key in ("arms", "differences")})
-    # The default goes on for comparison, and wins only if it is the best.
-    mrr = {row["arm"]: row["mrr"] for row in tables[-1]["arms"]}
-    winner = max(left, key=lambda name: mrr[name])
-    return {"rounds": tables, "chosen": winner, "config": choose.chosen(spec, arms[winner])}
+        # The default goes on for comparison, and wins only if it is the best.
+        mrr = {row["arm"]: row["mrr"] for row in tables[-1]["arms"]}
+        winner = arms[max(left, key=lambda name: mrr[name])]
+        mining, batches = trial.arm(winner.name)
+        again = choose.refreshed(batches) if refresh else None
+        better = False
+        if again is not None:
+            anew = ArmSpec(name="refresh", batches=again.model_dump(include={"curriculum"}))
+            changed = {"mining": mining, "batches": batches, "arms": ("random", "b3", anew)}
+            results = pipeline(trial.model_copy(update=changed))
+            tables.append({key: results[key] for key in ("arms", "differences")})
+            better = results["differences"]["b3 - refresh"]["high"] < 0
+            if better:
+                winner = winner.model_copy(update={"batches": anew.batches})
+    return {
+        "rounds": tables,
+        "chosen": winner.name,
+        "refresh": better,
+        "config": choose.chosen(spec, winner),
+    }

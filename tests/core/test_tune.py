@@ -3,6 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from b3_core.config import (
+    ArmSpec,
     BatchSpec,
     BenchmarkSpec,
     DatasetSpec,
@@ -11,8 +12,18 @@ from b3_core.config import (
     PromoteSpec,
 )
 from b3_core.embed import Pairs
+from b3_core.errors import InputError
 from b3_core.reading import read_split
-from b3_core.tune import DEFAULT, SPACE, candidates, chosen, rounds, survivors, trials_of
+from b3_core.tune import (
+    DEFAULT,
+    SPACE,
+    candidates,
+    chosen,
+    refreshed,
+    rounds,
+    survivors,
+    trials_of,
+)
 from tests.conftest import topic_table
 
 SPEC = PipelineSpec(datasets=(DatasetSpec(name="d", uri="/x", query="q", positive="p"),))
@@ -48,6 +59,59 @@ def test_what_does_not_fit_a_batch_is_no_candidate():
     assert {len(arm.batches["curriculum"]) for arm in arms} == {1}  # no epoch to spare
     shared = {arm.mining["k"] for arm in arms if arm.batches["curriculum"][0]["random_share"]}
     assert shared == {8}
+
+
+def test_no_candidate_is_the_default_under_another_name():
+    names = [arm.name for arm in drawn(10_000)]
+    assert len(names) > 200
+    assert "p10m100k32-mutual-leiden-l0e1-r0s0" in names
+    assert "p30m100k32-mutual-leiden-l0e1-r0s0" not in names  # 30 is what retrieval has for p
+
+
+def test_candidates_go_with_the_arms_of_config():
+    """An arm in batches of 16 has no room for communities of 32."""
+    small = ArmSpec(name="small", batches={"batch_size": 16})
+    mining = SPEC.mining.model_copy(update={"k": 16})
+    spec = SPEC.model_copy(update={"mining": mining, "arms": ("random", small)})
+    arms = drawn(10_000, spec)
+    assert {arm.mining["k"] for arm in arms[1:]} == {8, 16}
+    PipelineSpec.model_validate(chosen(spec, arms[-1]))
+
+
+@pytest.mark.parametrize(
+    ("batches", "k", "message"),
+    [
+        ({"batch_size": 100}, 10, "no candidate fits into batches.batch_size: 100"),
+        ({"mixing": "across", "curriculum": ({"random_share": 1},)}, 32, "mixing is across"),
+    ],
+)
+def test_nothing_to_choose_from_is_said(batches, k, message):
+    mining = SPEC.mining.model_copy(update={"k": k})
+    batches = BatchSpec.model_validate(batches)
+    with pytest.raises(InputError, match=message):
+        drawn(4, SPEC.model_copy(update={"mining": mining, "batches": batches}))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([{"epochs": 3}], [{"epochs": 1}, {"epochs": 2, "refresh": True}]),
+        (
+            [{"epochs": 1, "random_share": 1}, {"epochs": 2}],
+            [{"epochs": 1, "random_share": 1}, {"epochs": 2, "refresh": True}],
+        ),
+        (
+            [{"epochs": 0.5, "random_share": 1}, {"epochs": 2.5}],
+            [{"epochs": 0.5, "random_share": 1}, {"epochs": 0.5}, {"epochs": 2, "refresh": True}],
+        ),
+        ([{"epochs": 1}], None),
+        ([{"epochs": 1}, {"epochs": 1, "random_share": 1}], None),
+        ([{"epochs": 1}, {"epochs": 1, "refresh": True}], None),
+    ],
+)
+def test_a_curriculum_mines_again_after_its_first_epoch(before, after):
+    expected = after and BatchSpec(curriculum=tuple(Phase(**phase) for phase in after))
+    assert refreshed(BatchSpec(curriculum=tuple(Phase(**phase) for phase in before))) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,12 +153,14 @@ def test_a_trial_promotes_nobody_and_runs_no_benchmark():
 
 
 @pytest.mark.parametrize("held_in", [True, False])
-def test_what_a_run_reports_on_is_not_chosen_by(held_in, tmp_path):
+@pytest.mark.parametrize("kept_back", [0, 0.05, 0.2])
+def test_what_a_run_reports_on_is_not_chosen_by(held_in, kept_back, tmp_path):
     pq.write_table(topic_table(400), tmp_path / "rows.parquet")
     dataset = SPEC.datasets[0].model_copy(
         update={"uri": str(tmp_path / "rows.parquet"), "query": "question", "positive": "answer"}
     )
-    asked = SPEC.model_copy(update={"datasets": (dataset,)})
+    evaluate = SPEC.evaluate.model_copy(update={"kept_back": kept_back})
+    asked = SPEC.model_copy(update={"datasets": (dataset,), "evaluate": evaluate})
     tried = trials_of(asked, held_in=held_in)
     run, trial = (read_split(spec.datasets[0], spec.evaluate) for spec in (asked, tried))
 
