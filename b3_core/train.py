@@ -170,7 +170,7 @@ def train_student(
             )
         arguments = _arguments(model, spec, plan=plan, seed=seed, output=str(kept))
         arguments.run_name = run or None
-        arguments.dataloader_num_workers = compute.loader_workers if shelves else 0
+        arguments.dataloader_num_workers = compute.loader_workers if shelves or not small else 0
         factor = _schedule(len(plan.row_SB), spec.warmup_ratio, span)
         began = time.monotonic()
         trainer = _trainer(

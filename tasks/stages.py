@@ -90,9 +90,9 @@ def verify_manifests(students: list[Student], store: ArtifactStore) -> None:
 
 @task(name="train", cache_policy=NO_CACHE)
 def train_students(students: list[Student], session: RaySession, store: ArtifactStore) -> None:
-    """Train students one after another in one job; those of one thread in one a core."""
+    """Train students in as many jobs as there is room for, one after another in each."""
     slim = all(student.one_thread for student in students)
-    jobs = session.side_by_side(len(students)) if slim else 1
+    jobs = session.side_by_side(len(students), slim=slim)
     with reporting.step("train") as progress:
         session.train(
             train_loop,

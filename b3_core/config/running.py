@@ -24,7 +24,8 @@ class ComputeSpec(Spec):
     workers: int | None = Field(
         None,
         ge=1,
-        description="Teachers, or small students in training, at once; absent: one a core or GPU.",
+        description="Teachers, or students in training that are small or on GPUs, at once; absent: "
+        "one a core or GPU.",
     )
     shard_rows: int = Field(
         4096, ge=1, description="Rows a shard; rounded up to whole encoder blocks."
@@ -34,7 +35,10 @@ class ComputeSpec(Spec):
     )
     train_workers: int = Field(1, ge=1, description="Data-parallel trainers.")
     loader_workers: int = Field(
-        0, ge=0, description="Processes of a trainer that decode images and videos ahead of it."
+        0,
+        ge=0,
+        description="Processes of a trainer that make batches ahead of it: decode images and "
+        "videos, tokenise texts. Of use where a GPU waits for them.",
     )
     checkpoint_minutes: float = Field(
         10, gt=0, description="How long a training runs before it is kept for one that goes on."

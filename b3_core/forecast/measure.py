@@ -60,11 +60,11 @@ class Spread:
             fit = RaySession(compute).fitting(math.inf, gpus)
             workers = max(1, min(compute.workers or fit, fit))  # more would have no place
         small = spec.train.student in packaged.SMALL  # trained and judged on the CPU, a core each
-        jobs = (
-            min(students, cpus, compute.workers or cpus)
-            if small and compute.train_workers == 1
-            else 1
-        )
+        jobs = 1
+        if small and compute.train_workers == 1:
+            jobs = min(students, cpus, compute.workers or cpus)
+        elif compute.gpus_per_worker and not small:
+            jobs = max(1, min(students, workers // compute.train_workers))
         if small:
             evaluations = compute.workers or cpus
         elif compute.gpus_per_worker:

@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from b3_core import ray_session
 from b3_core.config import ComputeSpec
@@ -31,6 +32,42 @@ from tests.conftest import ROOT
 def test_actors_are_as_many_as_a_node_has_room_for(share, cpus, gpus, fit):
     session = RaySession(ComputeSpec(gpus_per_worker=share))
     assert session.fitting(cpus, gpus) == fit
+
+
+@pytest.mark.parametrize(
+    ("slim", "compute", "gpus", "jobs"),
+    [
+        (True, {}, 0, 4),  # a core each
+        (True, {"workers": 3}, 0, 3),
+        (True, {"train_workers": 2}, 0, 1),
+        (True, {"gpus_per_worker": 1}, 2, 4),  # they have no use for it
+        (False, {}, 0, 1),  # all cores
+        (False, {"gpus_per_worker": 1}, 2, 2),
+        (False, {"gpus_per_worker": 0.25}, 1, 4),
+        (False, {"gpus_per_worker": 0.25}, 2, 6),  # no more students
+        (False, {"gpus_per_worker": 0.25, "workers": 3}, 1, 3),
+        (False, {"gpus_per_worker": 0.5, "workers": 9}, 1, 2),
+        (False, {"gpus_per_worker": 1, "train_workers": 2}, 5, 2),
+        (False, {"gpus_per_worker": 1, "train_workers": 8}, 5, 1),  # refused where it is trained
+    ],
+)
+def test_trainings_at_once_are_as_many_as_there_is_room_for(monkeypatch, slim, compute, gpus, jobs):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert RaySession(ComputeSpec(**compute)).side_by_side(6, slim=slim) == jobs
+
+
+@pytest.mark.parametrize(("slim", "trainers", "jobs"), [(True, 1, 1), (False, 1, 5), (False, 2, 2)])
+def test_a_cluster_trains_on_the_gpus_of_all_its_nodes(monkeypatch, slim, trainers, jobs):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(RaySession, "_open", lambda self: None)
+    nodes = [{"CPU": 8.0, "GPU": gpus} for gpus in (2.0, 3.0)] + [{"CPU": 8.0}]
+    alive = [{"Alive": True, "Resources": each} for each in nodes]
+    known = [*alive, {"Alive": False, "Resources": {"GPU": 8}}]
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: known))
+    compute = ComputeSpec(gpus_per_worker=1, train_workers=trainers)
+    assert RaySession(compute).side_by_side(6, slim=slim) == jobs
 
 
 @pytest.mark.parametrize(

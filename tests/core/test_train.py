@@ -24,9 +24,10 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from b3_core import packaged, static, teacher, train
-from b3_core.config import TrainSpec
+from b3_core.config import ComputeSpec, TrainSpec
 from b3_core.errors import B3Error, InputError
 from b3_core.student import build_student
+from tests import tiny
 from tests.conftest import free_port
 from tests.core.test_sampler import make_plan, make_table
 
@@ -304,6 +305,27 @@ def test_a_transformers_loss_follows_from_seed_and_precision(tmp_path):
     bf16 = loss(5, spec.model_copy(update={"precision": "bf16"}))
     assert bf16 != first
     assert bf16 == pytest.approx(first, rel=0.05)
+
+
+@pytest.mark.slow  # forks, which no one should do beside the threads of other tests
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_texts_tokenised_by_other_processes_train_the_same(tmp_path, monkeypatch):
+    words = [text for pair in TEXTS for text in pair]
+    spec = TrainSpec(student=str(tiny.bert(words, tmp_path / "bert")))  # with dropout
+    plain, asked, students = train.PlanTrainer.get_train_dataloader, [], []
+
+    def loader(trainer):
+        asked.append(trainer.args.dataloader_num_workers)
+        return plain(trainer)
+
+    monkeypatch.setattr(train.PlanTrainer, "get_train_dataloader", loader)
+    for workers in (0, 2):
+        output = tmp_path / str(workers)
+        compute = ComputeSpec(loader_workers=workers)
+        train.train_student(PAIRS, PLAN, spec, seed=5, output=output, compute=compute)
+        students.append((output / "model.safetensors").read_bytes())
+    assert asked == [0, 2]
+    assert students[0] == students[1]
 
 
 def test_a_static_student_is_exact_in_any_precision(trained, tmp_path):
