@@ -99,7 +99,8 @@ class MinedBatches:
         Raises
         ------
         InputError
-            There is no whole manifest, or its store lacks the pairs that it was mined from.
+            There is no whole manifest, or its store lacks the pairs that it was mined from; or
+            ``media`` names a dataset that it is not of.
         CorruptArtifactError
             What is stored is not what was written, or the plan is not one of these rows.
         """
@@ -108,6 +109,12 @@ class MinedBatches:
         artifact = open_artifact(uri)
         manifest = Manifest.load(artifact)
         pairs = _pairs_of(artifact, manifest)
+        media, known = media or {}, [each.address.dataset for each in pairs]
+        if unknown := sorted(set(media) - set(known)):
+            raise InputError(
+                f"media names dataset {unknown[0]}, which manifest {artifact.uri} is not of",
+                expected=f"some of {', '.join(known)}",
+            )
         files = [_arrow_file(each) for each in pairs]
         tables = [_groups_of(each) for each in pairs]
         manifest.check(tables, where=artifact.uri)
@@ -118,7 +125,7 @@ class MinedBatches:
             lengths,
             Slots.of_pairs(manifest.plan, tables, manifest.negatives),
             concatenate_datasets([_mapped(file) for file in files]),
-            _shelves(pairs, media or {}, lengths, seeing),
+            _shelves(pairs, media, lengths, seeing),
         )
 
     @property

@@ -317,18 +317,18 @@ def test_rcm_follows_a_chain_whatever_the_order_of_its_rows():
     assert cut == 7
 
 
-@pytest.mark.parametrize("name", PARTITIONERS)
-@given(
-    seed=st.integers(0, 2**32),
-    rows=st.integers(1, 60),
-    k=st.integers(2, 12),
-    edges=st.sampled_from([0, 1, 3, 12]),
-    groups=st.sampled_from([2, 20, 10_000]),
-    repulsion=st.sampled_from([0.0, 1.0]),
-)
-@settings(max_examples=examples(8), deadline=None)  # METIS starts a process each time
-def test_every_partitioner_ends_in_exact_communities(name, seed, rows, k, edges, groups, repulsion):
-    """Isolated rows, disconnected graphs and repeated groups among them; 210 cases in all."""
+GRAPHS = {
+    "seed": st.integers(0, 2**32),
+    "rows": st.integers(1, 60),
+    "k": st.integers(2, 12),
+    "edges": st.sampled_from([0, 1, 3, 12]),
+    "groups": st.sampled_from([2, 20, 10_000]),
+    "repulsion": st.sampled_from([0.0, 1.0]),
+}
+
+
+def ends_in_exact_communities(name, *, seed, rows, k, edges, groups, repulsion):
+    """Look for communities; isolated rows, disconnected graphs and repeated groups among them."""
     rng = np.random.default_rng(seed)
     attract, repel = (random_graph(seed + i, rows, edges * rows) for i in range(2))
     spec = MiningSpec(k=k, partitioner=name, repulsion=repulsion, swap_rounds=2)
@@ -336,3 +336,18 @@ def test_every_partitioner_ends_in_exact_communities(name, seed, rows, k, edges,
     group_N = rng.integers(0, groups, rows).astype(np.int32)
     made = balance(label_N, attract=attract, repel=repel, group_N=group_N, spec=spec, rng=rng)
     assert np.bincount(made.label_N).tolist() == community_sizes(rows, k).tolist()
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+@given(graph=st.fixed_dictionaries(GRAPHS))
+@settings(max_examples=examples(8), deadline=None)  # METIS starts a process each time
+def test_every_partitioner_ends_in_exact_communities(name, graph):
+    ends_in_exact_communities(name, **graph)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTITIONERS)
+@given(graph=st.fixed_dictionaries(GRAPHS))
+@settings(max_examples=200, deadline=None)
+def test_every_partitioner_ends_in_exact_communities_200_times(name, graph):
+    ends_in_exact_communities(name, **graph)

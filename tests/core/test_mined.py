@@ -45,6 +45,11 @@ def mined(artifact):
     return MinedBatches.open(artifact.uri)
 
 
+def test_media_of_a_dataset_that_is_not_there_are_refused(artifact):
+    with pytest.raises(InputError, match="media names dataset fqa, which manifest .* is not of"):
+        MinedBatches.open(artifact.uri, media={"fqa": "/pictures"})
+
+
 def pair_tables(artifact):
     """The tables, read as the pipeline does, in memory."""
     entries = Manifest.read_head(artifact)["datasets"]
