@@ -154,9 +154,9 @@ def tune(
 
     Candidates differ in p, m, k, graph, repulsion, evenness and curriculum. Each round trains all
     that are left, on the same seeds and examples, and keeps the better half for more seeds. The
-    winner (`b3` in the last table) is tried once more, mined again with the student after its first
-    epoch (`refresh`), and does so from then on if that is surely better. The held-out rows of
-    CONFIG (`eval_uri`) are never looked at; without CONFIG the demo's corpus is used, and its
+    winner (`b3` in the last table) is tried once more on twice the seeds, mined again with the
+    student after its first epoch (`refresh`), and that is chosen if it is surely better. The
+    held-out rows of CONFIG (`eval_uri`) are never looked at; without CONFIG the demo's corpus is used, and its
     validation packages. `--corpus`, `--pairs`, `--teacher` and `--store` are the demo's alone.
 
     Example: `b3 tune config.yaml --trials 8 --output tuned.yaml`

@@ -29,15 +29,16 @@ def tune(
     trials
         Candidates, the default included.
     seeds
-        Seeds of the last round.
+        Seeds of the last round of candidates.
     judge
         ``training``: candidates are judged on rows held out of the training rows, and ``eval_uri``
         is never read, since what one reports on is not what one chooses by. ``eval``: what
         ``eval_uri`` names are validation rows already.
     refresh
-        Whether the winner is tried once more, as arm ``refresh``: mined again after its first epoch
-        with the student so far. It costs an embedding of all rows a seed, in every run, so that it
-        is chosen only where its interval is above the winner's (``b3`` in that table).
+        Whether the winner is tried once more, as arm ``refresh``, on twice the seeds: mined again
+        after its first epoch with the student so far. It costs an embedding of all rows a seed, in
+        every run, so that it is chosen only where the interval of its difference to the winner
+        (``b3`` in that table) is above zero.
 
     Returns
     -------
@@ -69,8 +70,15 @@ def tune(
         better = False
         if again is not None:
             anew = ArmSpec(name="refresh", batches=again.model_dump(include={"curriculum"}))
-            changed = {"mining": mining, "batches": batches, "arms": ("random", "b3", anew)}
-            results = pipeline(trial.model_copy(update=changed))
+            duel = data.model_copy(
+                update={
+                    "mining": mining,
+                    "batches": batches,
+                    "arms": ("random", "b3", anew),
+                    "seeds": tuple(range(2 * seeds)),
+                }
+            )
+            results = pipeline(duel)
             tables.append({key: results[key] for key in ("arms", "differences")})
             better = results["differences"]["b3 - refresh"]["high"] < 0
             if better:
