@@ -156,8 +156,9 @@ def tune(
     that are left, on the same seeds and examples, and keeps the better half for more seeds. The
     winner (`b3` in the last table) is tried once more on twice the seeds, mined again with the
     student after its first epoch (`refresh`), and that is chosen if it is surely better. The
-    held-out rows of CONFIG (`eval_uri`) are never looked at; without CONFIG the demo's corpus is used, and its
-    validation packages. `--corpus`, `--pairs`, `--teacher` and `--store` are the demo's alone.
+    held-out rows of CONFIG (`eval_uri`) are never looked at; without CONFIG the demo's corpus is
+    used, and its validation packages. `--corpus`, `--pairs`, `--teacher` and `--store` are the
+    demo's alone.
 
     Example: `b3 tune config.yaml --trials 8 --output tuned.yaml`
     """
