@@ -221,11 +221,12 @@ class Shard(DatasetStage):
 
 
 class ShardWorker:
-    """The Ray actor of the teacher: loads it once, then embeds any shard it is handed."""
+    """The Ray actor that embeds shards: it keeps the teacher of the last one, and its rows."""
 
-    def __init__(self, spec: TeacherSpec, root: str, student: Address | None = None) -> None:
+    def __init__(self, root: str) -> None:
         self.store = ArtifactStore(root)
-        self.encoder = _load_teacher(self.store, spec, student)
+        self._loaded: tuple[TeacherSpec, Address | None] | None = None
+        self._encoder: teacher.Teacher | None = None
         self._rows: tuple[PairsRef | None, ...] = ()
         self._table: pa.Table | None = None
 
@@ -233,13 +234,22 @@ class ShardWorker:
         """Make one shard's artifact unless it is there."""
         if self.store.find(shard.address) is not None:
             return
+        encoder = self._teacher(shard)
         if self._rows != (shard.ref, shard.earlier):
             self._rows, self._table = (shard.ref, shard.earlier), shard.rows(self.store)
         with self.store.draft(
             shard.address, lineage=shard.inputs, settings=shard.settings
         ) as draft:
             shelf = shard.ref.shelf(self.store)
-            shard.embed(self.encoder, self._table, draft, shelf=shelf)
+            shard.embed(encoder, self._table, draft, shelf=shelf)
+
+    def _teacher(self, shard: Shard) -> teacher.Teacher:
+        asked = (shard.loaded, shard.student)
+        if self._encoder is None or self._loaded != asked:
+            self._encoder = None  # two large ones might not fit
+            self._encoder = _load_teacher(self.store, *asked)
+            self._loaded = asked
+        return self._encoder
 
 
 @dataclass(frozen=True)

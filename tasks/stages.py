@@ -76,8 +76,8 @@ def mine_dataset(stages: list[Stage], session: RaySession, root: str, *, dataset
     **_TRIED_AGAIN,
 )
 def embed_shard(shard: Shard, session: RaySession, root: str) -> None:
-    """Have a warm teacher embed one shard."""
-    session.pool(ShardWorker, shard.loaded, root, shard.student).call("run", shard)
+    """Have a warm process embed one shard; after a refresh many students take turns in it."""
+    session.pool(ShardWorker, root).call("run", shard)
 
 
 @task(name="verify", cache_policy=NO_CACHE)

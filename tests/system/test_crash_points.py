@@ -57,7 +57,7 @@ def mine(spec: PipelineSpec) -> None:
     for vectors in leg.vectors:
         if store.find(vectors.address) is None:
             for shard in missing(vectors.shards, store):
-                ShardWorker(shard.teacher_spec, store.root, shard.student).run(shard)
+                ShardWorker(store.root).run(shard)
             vectors.run(store)
     for stage in itertools.chain(leg.ranks, leg.graphs, leg.communities, leg.manifests.values()):
         if store.find(stage.address) is None:
