@@ -118,13 +118,10 @@ def batch_size(
 
     def work() -> dict[str, Any]:
         from b3_core.bench.machine import machine  # noqa: PLC0415
+        from flows.demo import compared  # noqa: PLC0415
 
-        settings = {
-            "part": part,
-            "teacher": teacher,
-            "arms": ["random", "paper", "b3"],
-            "seeds": list(range(seeds)),
-        }
+        settings = compared(corpus)
+        settings |= {"part": part, "teacher": teacher, "seeds": list(range(seeds))}
         spec = demo_config(corpus, pairs, store, settings)
         embedded.serve()
         from flows.batch_size import batch_size as flow  # noqa: PLC0415

@@ -69,19 +69,22 @@ def demo(
     Docstrings are queries, function bodies their positives; whole packages are held out. With
     `--corpus prose` first sentences of documentation are queries, what follows them their
     positives; whole services are held out. With `--corpus icons` (extra `icons`) pictures are
-    queries and their names positives, ranked both ways. Three arms see the same examples from the
-    same initial weights: batches drawn at **random**, by the **paper**'s recipe, and by **b3**.
+    queries and their names positives, ranked both ways. Arms see the same examples from the same
+    initial weights: batches drawn at **random**, by the **paper**'s recipe, and by **b3**, which on
+    texts mines again with the student after the first epoch; **paper-curriculum** does that too.
 
     Example: `b3 demo --pairs 20000 --seeds 3`
     """
 
     def work() -> dict[str, Any]:
-        settings = {
+        from flows.demo import compared  # noqa: PLC0415
+
+        settings = compared(corpus)
+        settings |= {
             "part": part,
             **({} if teacher is None else {"teacher": teacher}),
-            "arms": ["random", "paper", "b3"],
             "seeds": list(range(seeds)),
-            "batches": {"batch_size": batch_size},
+            "batches": {**settings["batches"], "batch_size": batch_size},
         }
         return run_flow("pipeline", demo_config(corpus, pairs, store, settings))
 

@@ -83,6 +83,22 @@ def demo_spec(store: ArtifactStore, made: DemoCorpus, settings: Mapping[str, Any
     return parse_config(config, base=Path.cwd())
 
 
+def compared(kind: str) -> dict[str, Any]:
+    """Return the arms of the demo, and in ``batches`` the curriculum of ``b3``, as settings.
+
+    For code and prose that is what ``b3 tune`` chose on code with either teacher: to mine again
+    with the student after the first epoch. ``paper-curriculum`` says what the published recipe
+    makes of the same.
+    """
+    if isinstance(corpus.KINDS[kind], corpus.MadeKind):
+        return {"arms": ["random", "paper", "b3"], "batches": {}}
+    curriculum = [{"epochs": 1}, {"epochs": 2, "refresh": True}]
+    return {
+        "arms": ["random", "paper", "paper-curriculum", "b3"],
+        "batches": {"curriculum": curriculum},
+    }
+
+
 # What did better on the validation part, for random batches and for mined ones (docs/findings.md):
 # of temperatures 0.05 and 0.1 for texts.
 _CHOSEN_FOR_TEXTS: dict[str, dict[str, Any]] = {"train": {"temperature": 0.1}}

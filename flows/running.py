@@ -7,6 +7,7 @@ Prefect reads its settings when it is imported, so nothing here imports a flow b
 import contextlib
 import functools
 import importlib
+import itertools
 import json
 import os
 import re
@@ -188,6 +189,18 @@ def _place(spec: PipelineSpec, arm: str) -> int:
     return spec.arm_names.index(arm) * len(spec.seeds)
 
 
+def _names(spec: PipelineSpec) -> list[tuple[str, int, str]]:
+    """Return arm, seed and leg of every manifest, in order; the leg if the arm has several."""
+    legs_of = {arm: len(spec.arm(arm)[1].legs) for arm in spec.arm_names}
+    return [
+        (arm, seed, f", leg {leg} of its curriculum" if legs > 1 else "")
+        for leg in range(max(legs_of.values()))
+        for arm, legs in legs_of.items()
+        if leg < legs
+        for seed in spec.seeds
+    ]
+
+
 def show_outcome(console: Console, outcome: dict[str, Any], spec: PipelineSpec) -> None:
     """Print what a person wants to know of a flow: the table of arms, and where things are."""
     from b3_core.evaluate.compare import sentences  # noqa: PLC0415
@@ -209,16 +222,19 @@ def show_outcome(console: Console, outcome: dict[str, Any], spec: PipelineSpec) 
         console.print(f"report: {outcome['report']}", highlight=False, soft_wrap=True)
     if "arms" in outcome and "manifests" in outcome:  # the whole pipeline: one arm is enough
         arm = "b3" if "b3" in spec.arm_names else spec.arm_names[-1]
-        for kind in ("manifests", "students"):
-            uri = outcome[kind][_place(spec, arm)]
-            console.print(f"{kind[:-1]} of {arm}: {uri}", highlight=False, soft_wrap=True)
+        for (of, seed, leg), uri in zip(_names(spec), outcome["manifests"], strict=True):
+            if (of, seed) == (arm, spec.seeds[0]):
+                console.print(f"manifest of {arm}{leg}: {uri}", highlight=False, soft_wrap=True)
+        uri = outcome["students"][_place(spec, arm)]
+        console.print(f"student of {arm}: {uri}", highlight=False, soft_wrap=True)
         return
-    runs = [f" of {arm}, seed {seed}" for arm in spec.arm_names for seed in spec.seeds]
-    for kind in ("manifests", "students"):
-        uris = outcome.get(kind, ())
-        named = runs if len(uris) == len(runs) else [""] * len(uris)  # those of several legs
-        for name, uri in zip(named, uris, strict=True):
-            console.print(f"{kind[:-1]}{name}: {uri}", highlight=False, soft_wrap=True)
+    # A mined CONFIG has its first leg alone; students are those of the last.
+    for (arm, seed, leg), uri in zip(_names(spec), outcome.get("manifests", ()), strict=False):
+        found = f"manifest of {arm}, seed {seed}{leg}: {uri}"
+        console.print(found, highlight=False, soft_wrap=True)
+    runs = itertools.product(spec.arm_names, spec.seeds)
+    for (arm, seed), uri in zip(runs, outcome.get("students", ()), strict=False):
+        console.print(f"student of {arm}, seed {seed}: {uri}", highlight=False, soft_wrap=True)
 
 
 def _fail(message: object, code: int) -> None:

@@ -136,8 +136,9 @@ def _sentence(report: Described) -> str:
     if 0 < plan["random_share"] < 1:
         kind += f", {plan['random_share']:.0%} of slots drawn at random"
     leg = f", leg {plan['leg']} of its curriculum" if plan["leg"] else ""
+    epochs = "an epoch" if plan["epochs"] == 1 else f"{plan['epochs']} epochs"
     return (
-        f"{plan['batches']:,} batches of {plan['batch_size']} rows in {plan['epochs']} epochs over "
+        f"{plan['batches']:,} batches of {plan['batch_size']} rows in {epochs} over "
         f"{plan['rows']:,} rows: {kind}, seed {plan['seed']}{leg}."
     )
 
