@@ -164,8 +164,15 @@ def arms_table(
     results: dict[str, Any], *, title: str = "Held-out queries against all positives"
 ) -> Table:
     """Lay the arms out side by side; the spread is the standard deviation over seeds."""
-    table = Table(title=f"{title}: mean (± spread) over seeds", box=SIMPLE_HEAD)
-    table.add_column("arm", no_wrap=True)
+    table = Table(
+        title=f"{title}: mean (± spread) over seeds",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column(
+        "arm", overflow="fold", min_width=8
+    )  # where there is no room, names give way to figures
     for heading in (*_HEADINGS.values(), "examples", "train s", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in results["arms"]:

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from flows.terminal import Pace, TerminalReporter, duration
+from flows.terminal import Pace, TerminalReporter, arms_table, duration
 
 
 def shown(*, terminal, detail=False):
@@ -80,3 +80,15 @@ def test_what_was_done_before_is_not_counted_as_fast():
 )
 def test_durations_are_said_as_people_do(seconds, said):
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize("arm", ["paper-curriculum", "an-arm-of-ones-own-with-a-long-name"])
+def test_figures_of_arms_are_whole_on_a_narrow_terminal(arm):
+    row = {"hit@1": 0.13581, "hit@10": 0.32794, "mrr": 0.20124, "mrr_spread": 0.00141}
+    row |= {"arm": arm, "examples_seen": 179_904, "seconds": 50.5, "seeds": [0, 1, 2, 3, 4]}
+    out = io.StringIO()
+    Console(file=out, width=80).print(arms_table({"arms": [row]}))
+    for figure in ("0.1358", "0.3279", "0.2012 ± 0.0014", "179,904", "train s"):
+        assert figure in out.getvalue()
+    name, rest = out.getvalue().splitlines()[4], out.getvalue().splitlines()[5:]
+    assert "".join(line[:25].split("  ")[0].strip() for line in (name, *rest)) == arm
