@@ -246,7 +246,9 @@ class ShardWorker:
     def _teacher(self, shard: Shard) -> teacher.Teacher:
         asked = (shard.loaded, shard.student)
         if self._encoder is None or self._loaded != asked:
-            self._encoder = None  # two large ones might not fit
+            if self._encoder is not None:  # two large ones might not fit
+                self._encoder = None
+                teacher.free_memory()
             self._encoder = _load_teacher(self.store, *asked)
             self._loaded = asked
         return self._encoder

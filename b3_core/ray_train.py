@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -175,6 +176,7 @@ class Trainings:
                 resources_per_worker={"GPU": share} if share else None,
             ),
             run_config=RunConfig(
+                name=uuid.uuid4().hex,  # Ray's own are seconds: jobs side by side would share one
                 storage_path=self._storage,
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             ),

@@ -8,6 +8,7 @@ Legend: N rows, D width.
 """
 
 import contextlib
+import gc
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -273,6 +274,18 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def free_memory() -> None:
+    """Give back what models took that nobody refers to any more.
+
+    sentence-transformers' models refer to themselves: they wait for the garbage collector.
+    """
+    import torch  # noqa: PLC0415 - seconds to import
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # for the other processes on it
 
 
 class Teacher:

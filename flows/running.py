@@ -178,6 +178,10 @@ def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, An
     added: dict[str, Any] = {}
     if spec is not None and "manifests" in outcome and "b3" in spec.arm_names:
         added["manifest"] = outcome["manifests"][_place(spec, "b3")]
+        named = zip(_names(spec), outcome["manifests"], strict=False)  # mined: the first leg's
+        legs = [uri for (arm, seed, _), uri in named if (arm, seed) == ("b3", spec.seeds[0])]
+        if len(legs) > 1:
+            added["manifest_legs"] = legs
     difference = outcome.get("differences", {}).get("b3 - random")
     if difference is not None:
         added["difference"] = {"mrr": difference}

@@ -18,8 +18,9 @@ from tasks.turns import PART, gpu_turn
 def train(spec: PipelineSpec) -> outcome.Outcome:
     """Train a student on every manifest of CONFIG; return the URIs of the `students`.
 
-    What is not mined yet is mined first. All students share one job of Ray, or one a core where
-    each trains on one thread; those of each leg, where a curriculum is mined anew on the way. Each
+    What is not mined yet is mined first. Students share one job of Ray; one a core where each
+    trains on one thread, one a GPU or share of one where those are reserved; leg by leg, where a
+    curriculum is mined anew on the way. Each
     manifest is verified before anything is trained on it.
     """
     ahead.check_student(spec)

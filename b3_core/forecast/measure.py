@@ -56,15 +56,15 @@ class Spread:
         """Work it out as :mod:`b3_core.ray_session` does."""
         compute = spec.compute
         workers = compute.workers or cpus
+        fit = RaySession(compute).fitting(math.inf if compute.gpus_per_worker else cpus, gpus)
         if compute.gpus_per_worker:
-            fit = RaySession(compute).fitting(math.inf, gpus)
             workers = max(1, min(compute.workers or fit, fit))  # more would have no place
         small = spec.train.student in packaged.SMALL  # trained and judged on the CPU, a core each
         jobs = 1
         if small and compute.train_workers == 1:
             jobs = min(students, cpus, compute.workers or cpus)
         elif compute.gpus_per_worker and not small:
-            jobs = max(1, min(students, workers // compute.train_workers))
+            jobs = max(1, min(students, fit // compute.train_workers, compute.workers or fit))
         if small:
             evaluations = compute.workers or cpus
         elif compute.gpus_per_worker:

@@ -244,6 +244,7 @@ def share_of(spec, share, student="static", **compute):
         (0, "/bert", 2, {}, Spread(8, 1, 4, 2)),
         (1, "/bert", 2, {}, Spread(2, 2, 2, 1, gpus=2)),
         (1, "/bert", 2, {"train_workers": 2}, Spread(2, 1, 2, 1, gpus=2)),
+        (1, "/bert", 4, {"workers": 2, "train_workers": 2}, Spread(2, 2, 2, 1, gpus=4)),
         (0.6, "/bert", 2, {}, Spread(2, 2, 2, 1, gpus=2)),  # a share is of one GPU
         (1, "/bert", 2, {"workers": 4}, Spread(2, 2, 2, 1, gpus=2)),
         (1, "static", 2, {}, Spread(2, 6, 8, 1, gpus=2)),  # a small student stays on the CPU

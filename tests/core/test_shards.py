@@ -1,6 +1,7 @@
 """One process embeds the shards of many teachers and datasets."""
 
 import itertools
+import weakref
 
 import pyarrow.parquet as pq
 
@@ -28,10 +29,12 @@ def test_a_worker_embeds_for_whichever_teacher_and_dataset_comes_next(tmp_path):
                 made.append(Vectors.of(store, ref, teacher, 256).shards)
         shards_of.append((store, [each for turn in zip(*made, strict=True) for each in turn]))
     (warm, shards), (apart, again) = shards_of
-    worker = ShardWorker(warm.root)
+    worker, teachers = ShardWorker(warm.root), []
     for shard, alone in zip(shards, again, strict=True):
         worker.run(shard)
+        teachers.append(weakref.ref(worker._encoder))
         alone.run(apart)
+    assert [each() is None for each in teachers] == [True] * (len(shards) - 1) + [False]
 
     def bytes_of(store, shard):
         artifact = store.get(shard.address)
