@@ -73,7 +73,7 @@ def config(write_config, tmp_path):
     pq.write_table(topic_table(3000), tmp_path / "pairs.parquet")
     return write_config(
         arms=["random", "b3"],
-        batches={"batch_size": 32, "curriculum": [{"epochs": 60}]},
+        batches={"batch_size": 32, "curriculum": [{"epochs": 100}]},
         compute={"shard_rows": 100_000, "train_workers": 1},
     )
 
