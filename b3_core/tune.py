@@ -23,6 +23,7 @@ from b3_core.config import ArmSpec, BatchSpec, Phase, PipelineSpec
 from b3_core.errors import InputError
 
 DEFAULT = "default"
+_SLIVER = 1e-9  # of an epoch, which sums of fractions may be off
 
 #: What is tried for each key; a candidate takes one of each. Whole numbers of random epochs first.
 SPACE: dict[str, tuple[Any, ...]] = {
@@ -158,26 +159,17 @@ def refreshed(batches: BatchSpec) -> BatchSpec | None:
         return None
     before: list[Phase] = []
     after: list[Phase] = []
-    for epoch, segments in enumerate(batches.segments()):
-        phases = [phase.model_copy(update={"epochs": share}) for share, phase in segments]
-        (after if epoch else before).extend(phases)
+    start = 0.0
+    for phase in batches.curriculum:
+        first = min(phase.epochs, max(1.0 - start, 0.0))  # of it, in the first epoch
+        for part, epochs in ((before, first), (after, phase.epochs - first)):
+            if epochs > _SLIVER:
+                part.append(phase.model_copy(update={"epochs": epochs}))
+        start += phase.epochs
     if all(phase.random_share == 1 for phase in after):
         return None
     after[0] = after[0].model_copy(update={"refresh": True})
-    joined = _joined(before) + _joined(after)
-    return BatchSpec.model_validate(batches.model_dump() | {"curriculum": joined})
-
-
-def _joined(phases: Sequence[Phase]) -> list[Phase]:
-    """Join phases that differ in nothing but how long they last."""
-    found: list[Phase] = []
-    for phase in phases:
-        same = found and found[-1].model_copy(update={"epochs": phase.epochs, "refresh": False})
-        if same == phase:
-            found[-1] = found[-1].model_copy(update={"epochs": found[-1].epochs + phase.epochs})
-        else:
-            found.append(phase)
-    return found
+    return BatchSpec.model_validate(batches.model_dump() | {"curriculum": before + after})
 
 
 def chosen(spec: PipelineSpec, arm: ArmSpec) -> dict[str, Any]:

@@ -177,9 +177,8 @@ def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, An
     """Add what a script asks for first: the b3 manifest, and b3 against random."""
     added: dict[str, Any] = {}
     if spec is not None and "manifests" in outcome and "b3" in spec.arm_names:
-        added["manifest"] = outcome["manifests"][_place(spec, "b3")]
-        named = zip(_names(spec), outcome["manifests"], strict=False)  # mined: the first leg's
-        legs = [uri for (arm, seed, _), uri in named if (arm, seed) == ("b3", spec.seeds[0])]
+        legs = [uri for *of, _, uri in _named(spec, outcome) if of == ["b3", spec.seeds[0]]]
+        added["manifest"] = legs[0]
         if len(legs) > 1:
             added["manifest_legs"] = legs
     difference = outcome.get("differences", {}).get("b3 - random")
@@ -188,21 +187,20 @@ def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, An
     return {**outcome, **added}
 
 
-def _place(spec: PipelineSpec, arm: str) -> int:
-    """Where an arm's first seed is among manifests and students."""
-    return spec.arm_names.index(arm) * len(spec.seeds)
+def _named(spec: PipelineSpec, outcome: dict[str, Any]) -> list[tuple[str, int, str, str]]:
+    """Return arm, seed, leg and URI of every manifest, in order; the leg if the arm has several.
 
-
-def _names(spec: PipelineSpec) -> list[tuple[str, int, str]]:
-    """Return arm, seed and leg of every manifest, in order; the leg if the arm has several."""
+    Where CONFIG was only mined, those of the first leg are all there are.
+    """
     legs_of = {arm: len(spec.arm(arm)[1].legs) for arm in spec.arm_names}
-    return [
+    runs = [
         (arm, seed, f", leg {leg} of its curriculum" if legs > 1 else "")
         for leg in range(max(legs_of.values()))
         for arm, legs in legs_of.items()
         if leg < legs
         for seed in spec.seeds
     ]
+    return [(*run, uri) for run, uri in zip(runs, outcome.get("manifests", ()), strict=False)]
 
 
 def show_outcome(console: Console, outcome: dict[str, Any], spec: PipelineSpec) -> None:
@@ -226,14 +224,13 @@ def show_outcome(console: Console, outcome: dict[str, Any], spec: PipelineSpec) 
         console.print(f"report: {outcome['report']}", highlight=False, soft_wrap=True)
     if "arms" in outcome and "manifests" in outcome:  # the whole pipeline: one arm is enough
         arm = "b3" if "b3" in spec.arm_names else spec.arm_names[-1]
-        for (of, seed, leg), uri in zip(_names(spec), outcome["manifests"], strict=True):
-            if (of, seed) == (arm, spec.seeds[0]):
+        for *of, leg, uri in _named(spec, outcome):
+            if of == [arm, spec.seeds[0]]:
                 console.print(f"manifest of {arm}{leg}: {uri}", highlight=False, soft_wrap=True)
-        uri = outcome["students"][_place(spec, arm)]
+        uri = outcome["students"][spec.arm_names.index(arm) * len(spec.seeds)]
         console.print(f"student of {arm}: {uri}", highlight=False, soft_wrap=True)
         return
-    # A mined CONFIG has its first leg alone; students are those of the last.
-    for (arm, seed, leg), uri in zip(_names(spec), outcome.get("manifests", ()), strict=False):
+    for arm, seed, leg, uri in _named(spec, outcome):
         found = f"manifest of {arm}, seed {seed}{leg}: {uri}"
         console.print(found, highlight=False, soft_wrap=True)
     runs = itertools.product(spec.arm_names, spec.seeds)

@@ -170,9 +170,8 @@ def arms_table(
         pad_edge=False,
         collapse_padding=True,
     )
-    table.add_column(
-        "arm", overflow="fold", min_width=8
-    )  # where there is no room, names give way to figures
+    # Where there is no room, names give way to figures.
+    table.add_column("arm", overflow="fold", min_width=8)
     for heading in (*_HEADINGS.values(), "examples", "train s", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in results["arms"]:

@@ -20,8 +20,7 @@ def train(spec: PipelineSpec) -> outcome.Outcome:
 
     What is not mined yet is mined first. Students share one job of Ray; one a core where each
     trains on one thread, one a GPU or share of one where those are reserved; leg by leg, where a
-    curriculum is mined anew on the way. Each
-    manifest is verified before anything is trained on it.
+    curriculum is mined anew on the way. Each manifest is verified before anything is trained on it.
     """
     ahead.check_student(spec)
     store = ArtifactStore(spec.store.root)

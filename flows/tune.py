@@ -49,38 +49,34 @@ def tune(
     data = choose.trials_of(spec, held_in=judge == "training")
     arms = {a.name: a for a in choose.candidates(spec, trials, rng=generator(0, "tune"))}
     left = list(arms)
-    tables = []
+    tables: list[dict[str, Any]] = []
+
+    def compare(**changed: Any) -> dict[str, Any]:
+        results = pipeline(data.model_copy(update=changed))
+        tables.append({key: results[key] for key in ("arms", "differences")})
+        return tables[-1]
+
     with session(spec.compute):  # all rounds share one Ray
         for count, used in choose.rounds(len(arms), seeds):
             if tables:
                 left = choose.survivors(tables[-1]["arms"], count)
-            trial = data.model_copy(
-                update={
-                    "arms": ("random", *(arms[name] for name in left)),
-                    "seeds": tuple(range(used)),
-                }
-            )
-            results = pipeline(trial)
-            tables.append({key: results[key] for key in ("arms", "differences")})
+            tried = tuple(arms[name] for name in left)
+            compare(arms=("random", *tried), seeds=tuple(range(used)))
         # The default goes on for comparison, and wins only if it is the best.
         mrr = {row["arm"]: row["mrr"] for row in tables[-1]["arms"]}
         winner = arms[max(left, key=lambda name: mrr[name])]
-        mining, batches = trial.arm(winner.name)
+        mining, batches = data.model_copy(update={"arms": (winner,)}).arm(winner.name)
         again = choose.refreshed(batches) if refresh else None
         better = False
         if again is not None:
             anew = ArmSpec(name="refresh", batches=again.model_dump(include={"curriculum"}))
-            duel = data.model_copy(
-                update={
-                    "mining": mining,
-                    "batches": batches,
-                    "arms": ("random", "b3", anew),
-                    "seeds": tuple(range(2 * seeds)),
-                }
+            duel = compare(
+                mining=mining,
+                batches=batches,
+                arms=("random", "b3", anew),
+                seeds=tuple(range(2 * seeds)),
             )
-            results = pipeline(duel)
-            tables.append({key: results[key] for key in ("arms", "differences")})
-            better = results["differences"]["b3 - refresh"]["high"] < 0
+            better = duel["differences"]["b3 - refresh"]["high"] < 0
             if better:
                 winner = winner.model_copy(update={"batches": anew.batches})
     return {
