@@ -1,6 +1,7 @@
 """The pipeline as a person runs it: commands, real Prefect, real Ray, real training."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -156,16 +157,22 @@ def test_a_curriculum_that_refreshes_mines_with_its_student(b3, write_config, tm
 
 
 @pytest.mark.slow
-def test_a_gateway_that_ignores_conditions_serves_one_writer(b3, write_config, gateway_bucket):
+def test_a_gateway_that_ignores_conditions_serves_one_writer(
+    b3, write_config, gateway_bucket, tmp_path
+):
     root = f"{gateway_bucket}/store"
     refused = b3("mine", write_config(store={"root": root}), check=False)
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1].endswith("store.single_writer: true")
     config = write_config(store={"root": root, "single_writer": True}, arms=["b3"])
     uri = json.loads(b3("mine", config, "--json").stdout)["manifest"]
-    assert b3("verify", uri).stdout.startswith("sound: ")
-    found = json.loads(b3("gc", root, "--hours", "0", "--json").stdout)
-    assert found == {"orphans": [], "bytes": 0, "deleted": False, "seconds": {}}
+    assert b3("verify", uri, TMPDIR=str(tmp_path)).stdout.startswith("sound: ")
+    found = json.loads(b3("gc", root, "--hours", "0", "--json", TMPDIR=str(tmp_path)).stdout)
+    nothing = {"orphans": [], "bytes": 0, "drafts": [], "drafts_bytes": 0}  # but what verify read
+    assert found.items() >= {**nothing, "deleted": False, "seconds": {}}.items()
+    assert found["copies"]
+    assert all(Path(copy).is_relative_to(tmp_path) for copy in found["copies"])
+    assert found["copies_bytes"] == sum(Path(copy).stat().st_size for copy in found["copies"])
     compared = json.loads(b3("diff", uri, uri, "--json").stdout)
     assert compared["datasets"]["faq"]["communities"]["partners_kept"] == 1.0
 
