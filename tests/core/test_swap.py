@@ -20,7 +20,10 @@ def symmetric(rng, rows, *, density, values=(1.0, 2.0, 3.0)):
 
 
 class Case:
-    """A random graph with whole weights, so that every sum is exact; w as a full matrix."""
+    """A random graph with whole weights, w as a full matrix, and evenness by a power of two.
+
+    Every sum is exact then: of two exchanges that gain the same none is better by rounding.
+    """
 
     def __init__(self, seed, *, rows, k, density, groups, repulsion, evenness=0.0):
         rng = np.random.default_rng(seed)
@@ -40,7 +43,8 @@ class Case:
 
     @property
     def seats(self):
-        return Seats.of(self.label_N, self.net, evenness=self.evenness)
+        seats = Seats.of(self.label_N, self.net, evenness=self.evenness)
+        return seats._replace(bend=2.0 ** round(np.log2(seats.bend))) if seats.bend else seats
 
     def objective(self, label_N, bend=0.0):
         """Worth of every community, less the penalty of every pair of one group in one."""
