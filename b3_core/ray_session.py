@@ -142,23 +142,15 @@ class RaySession:
         return int(min(cpus, most))
 
     def side_by_side(self, jobs: int, *, slim: bool) -> int:
-        """Return how many trainings run at once.
-
-        Small students (``slim``) as many as there are cores, on this machine; others as many as
-        there are GPUs, or shares of one, for all of their workers: an H200 was one eighth busy with
-        a student of 22 million parameters. On the CPU others take all cores, one after another.
-        """
-        if slim:
-            if self.compute.train_workers > 1 or self.joins:
-                return 1
-            places = os.cpu_count() or 1
-        else:
-            if not self.compute.gpus_per_worker:
-                return 1
+        """Return how many trainings run at once: ``trainings_at_once``, here or on the cluster."""
+        if slim and self.joins:
+            return 1
+        places = os.cpu_count() or 1
+        if self.compute.gpus_per_worker and not slim:
             if self.joins:
                 self._open()
-            places = self.places // self.compute.train_workers
-        return max(1, min(jobs, places, self.compute.workers or places))
+            places = self.places
+        return trainings_at_once(self.compute, jobs, slim=slim, places=places)
 
     @property
     def on_this_cpu(self) -> bool:
@@ -345,6 +337,27 @@ class RaySession:
 
 
 _shared: list[RaySession] = []
+
+
+def trainings_at_once(compute: ComputeSpec, jobs: int, *, slim: bool, places: int) -> int:
+    """Say how many of ``jobs`` trainings run at once.
+
+    Small students (``slim``) as many as there are cores, on one machine; others as many as there
+    are GPUs, or shares of one, for all of their workers: an H200 was one eighth busy with a student
+    of 22 million parameters. On the CPU others take all cores, one after another.
+
+    Parameters
+    ----------
+    places
+        Cores of the machine where they are small; else workers that the GPUs have room for.
+    """
+    if slim and compute.train_workers > 1:
+        return 1
+    if not slim:
+        if not compute.gpus_per_worker:
+            return 1
+        places //= compute.train_workers
+    return max(1, min(jobs, places, compute.workers or places))
 
 
 @contextlib.contextmanager

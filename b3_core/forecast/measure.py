@@ -23,7 +23,7 @@ from b3_core.forecast.jobs import Job, Rows
 from b3_core.forecast.rates import Timing
 from b3_core.forecast.sample import Sample
 from b3_core.progress import Progress, silent
-from b3_core.ray_session import RaySession
+from b3_core.ray_session import RaySession, trainings_at_once
 
 #: Probes, and the kinds of stages whose rates each finds.
 PROBES = {
@@ -60,11 +60,8 @@ class Spread:
         if compute.gpus_per_worker:
             workers = max(1, min(compute.workers or fit, fit))  # more would have no place
         small = spec.train.student in packaged.SMALL  # trained and judged on the CPU, a core each
-        jobs = 1
-        if small and compute.train_workers == 1:
-            jobs = min(students, cpus, compute.workers or cpus)
-        elif compute.gpus_per_worker and not small:
-            jobs = max(1, min(students, fit // compute.train_workers, compute.workers or fit))
+        places = cpus if small else fit
+        jobs = trainings_at_once(compute, students, slim=small, places=places)
         if small:
             evaluations = compute.workers or cpus
         elif compute.gpus_per_worker:
@@ -73,7 +70,7 @@ class Spread:
             evaluations = max(1, (max(cpus, workers, compute.train_workers) + 1) // 2)
         return cls(
             workers,
-            max(1, jobs),
+            jobs,
             evaluations=evaluations,
             # On warm workers, of a core, but for models on the CPU that are not small.
             evaluation_threads=1 if small or compute.gpus_per_worker else 2,
