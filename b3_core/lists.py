@@ -10,7 +10,6 @@ Legend: N rows, D width of a vector, L lists, G groups, X rows of a sample or a 
 one.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from b3_core import search
+from b3_core.machine import cores
 from b3_core.progress import Progress, silent
 
 #: As many lists at most are found in one level. Of 300,000 drawn rows .984 of windows are in 384 of
@@ -72,7 +72,7 @@ def find_lists(
         return len(list_N[at])
 
     done = 0
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _PLACERS)) as threads:
+    with ThreadPoolExecutor(min(cores(), _PLACERS)) as threads:
         for placed in threads.map(place, blocks):
             done += placed
             progress(done, rows)

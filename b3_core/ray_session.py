@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from b3_core.config import ComputeSpec
 from b3_core.errors import InputError
+from b3_core.machine import cores
 from b3_core.progress import Progress, silent
 from b3_core.ray_train import Loop, Trainings
 from b3_core.told import keep_handler
@@ -31,6 +32,10 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
+
+#: Tasks that a flow keeps going at a time, on however large a cluster: each is a thread of the flow
+#: and a run that Prefect's server is told of.
+TASKS_AT_ONCE = 32
 
 _AGAIN_SECONDS = 60
 _NO_GPU = {"gpus_per_worker": 0.0}
@@ -131,7 +136,7 @@ class RaySession:
             import torch  # noqa: PLC0415
 
             return max(1, self.fitting(math.inf, torch.cuda.device_count()))
-        return os.cpu_count() or 1
+        return cores()
 
     def fitting(self, cpus: float, gpus: float) -> int:
         """Count the actors that fit on a node: a core each, and a part of a GPU, or whole ones."""
@@ -145,7 +150,7 @@ class RaySession:
         """Return how many trainings run at once: ``trainings_at_once``, here or on the cluster."""
         if slim and self.joins:
             return 1
-        places = os.cpu_count() or 1
+        places = cores()
         if self.compute.gpus_per_worker and not slim:
             if self.joins:
                 self._open()
@@ -162,12 +167,15 @@ class RaySession:
         """Say whether a cluster is joined; else Ray is started here."""
         return bool(os.environ.get("RAY_ADDRESS"))
 
-    def pool(self, cls: type, *args: Any, gpu: bool = True, **kwargs: Any) -> ActorPool:
+    def pool(
+        self, cls: type, *args: Any, gpu: bool = True, most: int | None = None, **kwargs: Any
+    ) -> ActorPool:
         """Return the pool of actors made by ``cls(*args, **kwargs)``, started if it is not there.
 
         The one before it ends: idle actors hold cores that the new ones wait for.
 
-        ``gpu``: whether they have use for the GPU share that workers may have.
+        ``gpu``: whether they have use for the GPU share that workers may have. ``most``: how many
+        there is work for; a pool that is there already stays as it is.
 
         Raises
         ------
@@ -188,9 +196,8 @@ class RaySession:
                     max_restarts=-1,
                     max_task_retries=0,  # Prefect retries, and shows it
                 )(cls)
-                self._pools[key] = ActorPool(
-                    [remote.remote(*args, **kwargs) for _ in range(session.workers)]
-                )
+                size = session.workers if most is None else min(session.workers, most)
+                self._pools[key] = ActorPool([remote.remote(*args, **kwargs) for _ in range(size)])
             return self._pools[key]
 
     def call(
@@ -323,8 +330,8 @@ class RaySession:
             if not self.started:
                 own: dict[str, Any] = {"address": os.environ.get("RAY_ADDRESS")}
                 if not self.joins:
-                    cores = max(os.cpu_count() or 1, self.workers, self.compute.train_workers) + 1
-                    own = {"address": "local", "num_cpus": cores, "include_dashboard": False}
+                    most = max(cores(), self.workers, self.compute.train_workers) + 1
+                    own = {"address": "local", "num_cpus": most, "include_dashboard": False}
                 self._keeper.submit(
                     ray.init,
                     log_to_driver=False,

@@ -8,7 +8,6 @@ Legend: N rows, G groups.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +22,7 @@ from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.errors import InputError
 from b3_core.groups import codes, group_ids, identities
 from b3_core.inputs import MEDIUM, NO_MEDIUM, PACKED, Packer
+from b3_core.machine import cores
 from b3_core.media import Look, look_at
 from b3_core.media_columns import SIDES, MediaColumns
 from b3_core.pairs import (
@@ -194,7 +194,7 @@ class _Reader:
 
     def _looks(self, places: Sequence[tuple[Any, ...]]) -> list[Look]:
         """Look at media in files and packed ones, each where they are."""
-        lookers = min(_LOOKERS, os.cpu_count() or 1)
+        lookers = min(_LOOKERS, cores())
         limits = limits_of(self._dataset)
         found: dict[tuple[Any, ...], Look] = {}
         inside = [place for place in places if place[1] == ""]

@@ -11,7 +11,7 @@ from b3_core.config import PipelineSpec
 from b3_core.errors import B3Error, reason
 from b3_core.plan import Plan
 from b3_core.promote import Promotion
-from b3_core.ray_session import RaySession, session
+from b3_core.ray_session import TASKS_AT_ONCE, RaySession, session
 from b3_core.stage import missing
 from b3_core.store import ArtifactStore
 from flows import outcome
@@ -23,7 +23,11 @@ from tasks.stages import evaluate_student, run_stage
 from tasks.turns import PART, gpu_turn
 
 
-@flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
+@flow(
+    name="evaluate",
+    task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE),
+    persist_result=False,
+)
 def evaluate(spec: PipelineSpec) -> outcome.Outcome:
     """Evaluate every student of CONFIG; return the table of arms and their differences.
 

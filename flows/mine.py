@@ -11,7 +11,7 @@ from b3_core import ahead, search
 from b3_core.config import PipelineSpec
 from b3_core.embed import Vectors
 from b3_core.plan import Plan
-from b3_core.ray_session import RaySession, session
+from b3_core.ray_session import TASKS_AT_ONCE, RaySession, session
 from b3_core.stage import Stage, missing
 from b3_core.store import ArtifactStore
 from flows import outcome
@@ -24,7 +24,9 @@ from tasks.turns import gpu_turn
 _HEARD_ROWS = 200_000  # whose communities are found well within the 100 s that a run may be silent
 
 
-@flow(name="mine", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
+@flow(
+    name="mine", task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE), persist_result=False
+)
 def mine(spec: PipelineSpec) -> outcome.Outcome:
     """Mine every arm and seed of CONFIG; return the URIs of the `manifests`.
 
@@ -42,7 +44,11 @@ def mine(spec: PipelineSpec) -> outcome.Outcome:
     return mined
 
 
-@flow(name="mine-leg", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
+@flow(
+    name="mine-leg",
+    task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE),
+    persist_result=False,
+)
 def mine_again(spec: PipelineSpec, leg: int) -> None:
     """Mine one leg of CONFIG's curricula with the students so far as teachers."""
     store = ArtifactStore(spec.store.root)
@@ -55,8 +61,10 @@ def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> 
     with session(spec.compute) as ray:
         if todo := missing(now.vectors, store):
             with gpu_turn(ray.compute):
+                most = max(len(missing(vectors.shards, store)) for vectors in todo)
+                processes = min(TASKS_AT_ONCE, most)  # more would have no work
                 for vectors in todo:
-                    _embed(vectors, ray, store)
+                    _embed(vectors, ray, store, processes=processes)
                 ray.free_actors()  # what follows may take hours, and needs none of their GPUs
         lacking = missing(itertools.chain(now.ranks, now.graphs, now.communities), store)
         in_parts = {stage.dataset for stage in lacking if stage.in_parts}
@@ -118,7 +126,7 @@ def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
     return Plan.of(spec, [read_pairs(d, spec.evaluate, store) for d in spec.datasets], store)
 
 
-def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
+def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore, *, processes: int) -> None:
     """Embed the shards that are missing, each its own task on a warm actor, then join them.
 
     A single one is embedded here, unless that is to be done elsewhere: to start Ray takes longer.
@@ -132,7 +140,9 @@ def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore) -> None:
             rows = sum(shard.stop - shard.start for shard in vectors.shards)
             done = rows - sum(shard.stop - shard.start for shard in shards)
             progress(done, rows)
-            futures = [embed_shard.submit(shard, ray, store.root) for shard in shards]
+            futures = [
+                embed_shard.submit(shard, ray, store.root, processes=processes) for shard in shards
+            ]
             rows_of = {id(f): s.stop - s.start for f, s in zip(futures, shards, strict=True)}
             for future in as_completed(futures):
                 future.result()  # a shard that failed for good ends the flow

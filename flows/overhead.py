@@ -9,7 +9,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from b3_core.bench.overhead import Idle
 from b3_core.config import ComputeSpec
-from b3_core.ray_session import RaySession, session
+from b3_core.ray_session import TASKS_AT_ONCE, RaySession, session
 from tasks import reporting
 
 
@@ -19,7 +19,11 @@ def wait(ray: RaySession, seconds: float) -> None:
     ray.pool(Idle, seconds).call("run")
 
 
-@flow(name="overhead", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
+@flow(
+    name="overhead",
+    task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE),
+    persist_result=False,
+)
 def overhead(shards: int, seconds: float, compute: ComputeSpec) -> dict[str, float]:
     """Run shards of ``seconds`` each; return what they took, actors being warm."""
     with session(compute) as ray:

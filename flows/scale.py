@@ -17,14 +17,16 @@ from b3_core.config import DatasetSpec, MiningSpec, PipelineSpec
 from b3_core.embed import PairsRef
 from b3_core.neighbours import RankTable
 from b3_core.ranking import Ranking
-from b3_core.ray_session import session
+from b3_core.ray_session import TASKS_AT_ONCE, session
 from b3_core.seams import CelledCommunities, communities_of
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore
 from flows.mine import make_stage
 
 
-@flow(name="scale", task_runner=ThreadPoolTaskRunner(max_workers=32), persist_result=False)
+@flow(
+    name="scale", task_runner=ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE), persist_result=False
+)
 def scale(
     spec: PipelineSpec, real: Address, rows: Sequence[int], *, exact_up_to: int, whole_up_to: int
 ) -> list[Any]:

@@ -75,9 +75,12 @@ def mine_dataset(stages: list[Stage], session: RaySession, root: str, *, dataset
     task_run_name="embed {shard.dataset} {shard.start}-{shard.stop}",
     **_TRIED_AGAIN,
 )
-def embed_shard(shard: Shard, session: RaySession, root: str) -> None:
-    """Have a warm process embed one shard; after a refresh many students take turns in it."""
-    session.pool(ShardWorker, root).call("run", shard)
+def embed_shard(shard: Shard, session: RaySession, root: str, *, processes: int) -> None:
+    """Have a warm process embed one shard; after a refresh many students take turns in it.
+
+    ``processes``: how many such processes there are at most, each with the teacher in memory.
+    """
+    session.pool(ShardWorker, root, most=processes).call("run", shard)
 
 
 @task(name="verify", cache_policy=NO_CACHE)

@@ -29,6 +29,7 @@ from b3_core.bench.machine import machine
 from b3_core.bench.neighbours import TIE, clustered_pairs, device
 from b3_core.evaluate.captions import rank_metrics
 from b3_core.evaluate.retrieval import rank_of_positive
+from b3_core.machine import cores
 from b3_core.progress import Progress, silent
 from b3_core.usage import peak_mb
 from b3_core.versions import installed
@@ -255,7 +256,7 @@ METHODS: dict[str, Callable[[_Vectors, _Vectors], dict[str, float]]] = {
 def _in_a_process(folder: str, name: str, threads: int) -> dict[str, float]:
     """Time a method in a fresh interpreter; what it writes to the terminal is not ours."""
     count = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
-    most = min(threads, os.cpu_count() or 1)  # numba refuses more
+    most = min(threads, cores())  # numba refuses more
     done = subprocess.run(
         [sys.executable, "-m", "b3_core.bench.evaluate", folder, name],
         capture_output=True,

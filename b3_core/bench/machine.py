@@ -1,10 +1,10 @@
 """What a measurement ran on."""
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
+from b3_core.machine import cores
 from b3_core.usage import torch_on_gpu
 from b3_core.versions import installed
 
@@ -24,7 +24,7 @@ _LIBRARIES = (
 
 def machine() -> dict[str, Any]:
     """Name the CPUs, the GPU if torch is in use and sees one, and versions that decide speed."""
-    found = {"cpus": os.cpu_count(), "cpu": _cpu(), "versions": installed(_LIBRARIES)}
+    found = {"cpus": cores(), "cpu": _cpu(), "versions": installed(_LIBRARIES)}
     torch = torch_on_gpu()
     return found if torch is None else {**found, "gpu": str(torch.cuda.get_device_name())}
 

@@ -1,6 +1,5 @@
 """The machine that a plan is for: this one, or one that somebody thinks of."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from b3_core.errors import InputError
+from b3_core.machine import cores, memory_bytes
 
 #: What may have a price: per hour, while the run takes it.
 PRICED = ("cpu-hour", "gpu-hour", "machine-hour")
@@ -28,7 +28,7 @@ class Machine:
     @classmethod
     def here(cls, root: str) -> Self:
         """Look at this machine, and at the disk of a store's root; not at GPUs (gpus_here)."""
-        return cls(os.cpu_count() or 1, _memory_bytes() / 1e9, _disk_gb(root))
+        return cls(cores(), memory_bytes() / 1e9, _disk_gb(root))
 
     def money(self, seconds: float) -> float | None:
         """Return what renting it for so long costs; None without prices."""
@@ -68,19 +68,6 @@ def read_prices(given: Iterable[str]) -> dict[str, float]:
             )
         found[name] = float(value)
     return found
-
-
-def _memory_bytes() -> int:
-    """Return what this process may have: the machine's, or less where a container says so."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = Path(file).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if limit.isdigit():
-            total = min(total, int(limit))
-    return total
 
 
 def _disk_gb(root: str) -> float | None:

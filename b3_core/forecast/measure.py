@@ -22,8 +22,9 @@ from b3_core.errors import B3Error
 from b3_core.forecast.jobs import Job, Rows
 from b3_core.forecast.rates import Timing
 from b3_core.forecast.sample import Sample
+from b3_core.machine import cores
 from b3_core.progress import Progress, silent
-from b3_core.ray_session import RaySession, trainings_at_once
+from b3_core.ray_session import TASKS_AT_ONCE, RaySession, trainings_at_once
 
 #: Probes, and the kinds of stages whose rates each finds.
 PROBES = {
@@ -59,6 +60,7 @@ class Spread:
         fit = RaySession(compute).fitting(math.inf if compute.gpus_per_worker else cpus, gpus)
         if compute.gpus_per_worker:
             workers = max(1, min(compute.workers or fit, fit))  # more would have no place
+        workers = min(workers, TASKS_AT_ONCE)
         small = spec.train.student in packaged.SMALL  # trained and judged on the CPU, a core each
         places = cpus if small else fit
         jobs = trainings_at_once(compute, students, slim=small, places=places)
@@ -71,7 +73,7 @@ class Spread:
         return cls(
             workers,
             jobs,
-            evaluations=evaluations,
+            evaluations=min(evaluations, TASKS_AT_ONCE),
             # On warm workers, of a core, but for models on the CPU that are not small.
             evaluation_threads=1 if small or compute.gpus_per_worker else 2,
             shard_rows=compute.shard_rows,
@@ -146,7 +148,7 @@ class Prober:
         return found
 
     def _embed(self, found: Measured) -> None:
-        workers = min(self.spread.workers, os.cpu_count() or 1)
+        workers = min(self.spread.workers, cores())
         requests = []
         for worker in range(workers):
             vectors = self.folder / f"vectors-{worker}"
@@ -215,7 +217,7 @@ class Prober:
                 holdout=held,
                 seconds=self.seconds,
             )
-            for job in range(min(self.spread.jobs, os.cpu_count() or 1))
+            for job in range(min(self.spread.jobs, cores()))
         ]
         answers = self._run("train", requests, threads=1)
         found.timings += _timings(answers)
@@ -233,7 +235,7 @@ class Prober:
             )
             for place, spec in enumerate(trained[: self.spread.evaluations])
         ]
-        threads = min(self.spread.evaluation_threads, os.cpu_count() or 1)
+        threads = min(self.spread.evaluation_threads, cores())
         found.timings += _timings(self._run("evaluate", requests, threads=threads))
 
     def _request(self, **more: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ evaluate   -> that student's evaluation
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from b3_core.forecast.probe_mining import mine
 from b3_core.forecast.probe_training import evaluate, train
 from b3_core.forecast.probing import read, timing_of
 from b3_core.forecast.rates import Timing
+from b3_core.machine import cores
 from b3_core.store import ArtifactStore
 from b3_core.teacher import Embeddings
 
@@ -121,12 +121,12 @@ def start(request: Mapping[str, Any]) -> dict[str, Any]:
 
     spec = PipelineSpec.model_validate(request["spec"])
     # Of this machine: a GPU that is not here, or workers of another one, would be waited for.
-    cores = os.cpu_count() or 1
+    most = cores()
     here = spec.compute.model_copy(
         update={
             "gpus_per_worker": 0.0,
-            "workers": min(spec.compute.workers or cores, cores),
-            "train_workers": min(spec.compute.train_workers, cores),
+            "workers": min(spec.compute.workers or most, most),
+            "train_workers": min(spec.compute.train_workers, most),
         }
     )
     found = {}

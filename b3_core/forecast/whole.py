@@ -1,6 +1,5 @@
 """A forecast from a CONFIG: its plan, a sample of its data, probes, records of its store."""
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from b3_core.forecast.predict import Basis, Forecast, predict
 from b3_core.forecast.rates import Rate, Timing, fit_all
 from b3_core.forecast.sample import Sample, draw, rows_of
 from b3_core.forecast.sizes import Widths, text_bytes
+from b3_core.machine import cores
 from b3_core.plan import Plan
 from b3_core.progress import Progress, silent
 from b3_core.ranking import Ranks
@@ -75,7 +75,7 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
         known = {each.key for each in timings}
         unknown = [job for job in jobs if not job.done and job.key not in known]
         students = sum(job.kind == "student" and not job.done for job in jobs)
-        here = Spread.of(spec, cpus=os.cpu_count() or 1, students=students, gpus=gpus)
+        here = Spread.of(spec, cpus=cores(), students=students, gpus=gpus)
         found = Measured(timings=list(timings))
         if any(job.kind != "results" for job in unknown):
             prober = Prober(sample, Path(folder, "probes"), totals, here, settings.seconds)

@@ -256,6 +256,11 @@ def test_processes_at_once_are_those_of_a_session(spec, share, student, gpus, co
     assert Spread.of(asked, cpus=8, students=6, gpus=gpus) == spread
 
 
+def test_a_flow_keeps_so_many_tasks_going_and_no_more(spec):
+    spread = Spread.of(share_of(spec, 0, "static"), cpus=100, students=6)
+    assert (spread.workers, spread.jobs, spread.evaluations) == (32, 6, 32)
+
+
 @pytest.mark.parametrize(
     ("share", "student", "seen", "expected"),
     [

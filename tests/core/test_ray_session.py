@@ -53,7 +53,7 @@ def test_actors_are_as_many_as_a_node_has_room_for(share, cpus, gpus, fit):
 )
 def test_trainings_at_once_are_as_many_as_there_is_room_for(monkeypatch, slim, compute, gpus, jobs):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(ray_session, "cores", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert RaySession(ComputeSpec(**compute)).side_by_side(6, slim=slim) == jobs
 
