@@ -286,19 +286,33 @@ def _matching(fs: Any, path: str) -> dict[str, dict[str, Any]]:
         info = fs.info(path)
     except FileNotFoundError:
         found = _glob(fs, path) if glob.has_magic(path) else {}
-        return {file: info for file, info in found.items() if info["type"] != "directory"}
+        named = set(path.split("/"))  # a folder that the pattern itself names is meant
+        root = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0]
+        return {
+            file: info
+            for file, info in found.items()
+            if info["type"] != "directory" and not _hidden_folders(file, root) - named
+        }
     if info["type"] != "directory":
         return {path: info}
-    # Writers leave files such as _metadata, .part-0.parquet and cache-0.arrow beside the data.
+    # Writers leave files such as _metadata, .part-0.parquet and cache-0.arrow beside the data, and
+    # folders such as _temporary and _delta_log; a store may be there too, .b3 by default.
     rows = {
         file: info
         for file, info in fs.find(path, detail=True).items()
         if not posixpath.basename(file).startswith(("_", ".", "cache-"))
+        and not _hidden_folders(file, path)
     }
     for suffix in FORMATS:  # the first that there is any of: pictures may lie beside
         if chosen := {file: info for file, info in rows.items() if file.endswith(suffix)}:
             return chosen
     return {}
+
+
+def _hidden_folders(file: str, root: str) -> set[str]:
+    """Return the folders between ``root`` and a file that begin with ``_`` or ``.``."""
+    folders = posixpath.relpath(file, root or "/" * file.startswith("/")).split("/")[:-1]
+    return {folder for folder in folders if folder.startswith(("_", "."))}
 
 
 def _glob(fs: Any, pattern: str) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import posixpath
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -77,6 +79,9 @@ def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
         for each in spec.evaluate.benchmarks
     )
     store = spec.store.model_copy(update={"root": absolute_uri(spec.store.root, base)})
+    for dataset in datasets:
+        for uri in filter(None, (dataset.uri, dataset.eval_uri)):
+            _check_apart(dataset.name, uri, store.root)
     log_dir = absolute_uri(spec.compute.log_dir, base)
     return spec.model_copy(
         update={
@@ -88,6 +93,22 @@ def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
             "train": spec.train.model_copy(update={"student": _model(spec.train.student, base)}),
         }
     )
+
+
+def _check_apart(dataset: str, uri: str, root: str) -> None:
+    """Refuse a store whose files would be taken for a dataset's."""
+    fixed = re.split(r"[*?[]", uri, maxsplit=1)[0]
+    if fixed != uri and "**" not in uri:
+        return  # such a pattern looks into no folder below
+    folder = uri if fixed == uri else fixed.rpartition("/")[0]
+    below = posixpath.relpath(root, folder or "/").split("/")
+    if below[0] != ".." and not any(part.startswith(("_", ".")) and part != "." for part in below):
+        raise InputError(
+            f"store.root {root} lies in the folder of dataset {dataset!r}, whose files it would be "
+            "taken for",
+            expected="a place outside, or a folder that begins with '.', such as .b3",
+            remedy="set store.root to another place",
+        )
 
 
 def absolute_uri(uri: str, base: Path) -> str:

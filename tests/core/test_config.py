@@ -1,3 +1,4 @@
+import contextlib
 import re
 from pathlib import Path
 
@@ -109,6 +110,28 @@ def test_a_bad_config_is_one_line_that_names_the_key(config, text, message):
         load_config(config(text))
     assert re.search(message, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "root", "refused"),
+    [
+        (".", "store", True),
+        ("data", "data", True),
+        ("data/**", "data/a/b", True),
+        ("s3://b/data/", "s3://b/data/store", True),
+        ("data", ".", False),
+        ("data", "data/.b3", False),
+        ("data", "data/_work/b3", False),
+        ("data", "data-b3", False),
+        ("data/*.parquet", "data/b3", False),
+        ("s3://b/data", "data/b3", False),
+    ],
+)
+def test_a_store_among_the_rows_of_a_dataset_is_refused(config, uri, root, refused):
+    text = LEAST.replace("data/faq.parquet", f'"{uri}"') + f"store: {{root: {root}}}\n"
+    refusal = pytest.raises(InputError, match=r"store\.root .* lies in the folder of dataset 'faq'")
+    with refusal if refused else contextlib.nullcontext():
+        load_config(config(text))
 
 
 def test_a_missing_config_names_the_file(tmp_path):

@@ -79,6 +79,17 @@ def test_folder_and_glob_read_files_in_sorted_order(tmp_path: Path) -> None:
     assert read_rows(glob, COLUMNS)["query"].to_pylist() == ["1", "2"]
 
 
+def test_hidden_folders_hold_no_rows_unless_they_are_named(tmp_path: Path) -> None:
+    """A store, what Spark has not committed yet, and Delta's log of what is in a table."""
+    write(tmp_path / ".d/year=1/a.parquet", q=["1"], a=["A"])
+    for hidden in (".b3/pairs/x.parquet", "_temporary/0/y.parquet", "year=1/_delta_log/z.parquet"):
+        write(tmp_path / ".d" / hidden, q=["no"], a=["no"])
+    for uri in (".d", ".d/**", ".d/*/*.parquet", ".d/**/*.parquet"):
+        assert read_rows(str(tmp_path / uri), COLUMNS)["query"].to_pylist() == ["1"], uri
+    for uri in (".d/_temporary", ".d/_temporary/**", ".d/**/_delta_log/*"):
+        assert read_rows(str(tmp_path / uri), COLUMNS)["query"].to_pylist() == ["no"], uri
+
+
 def test_a_file_may_look_like_a_glob(tmp_path: Path) -> None:
     file = write(tmp_path / "x[1].parquet", q=["1"], a=["A"])
     assert read_rows(str(file), COLUMNS)["query"].to_pylist() == ["1"]
@@ -284,6 +295,7 @@ def bucket(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> I
 
 def test_a_bucket_is_read_like_a_folder(tmp_path: Path, bucket: Bucket) -> None:
     names = ["b.parquet", "a.parquet", "sub/c.parquet", "sub/deep/d.parquet", "sub/_x.parquet"]
+    names += [".b3/pairs/e.parquet", "sub/_temporary/0/f.parquet"]
     for place, name in enumerate([*names, "sub/.y.parquet", "readme"]):
         bucket.put(write(tmp_path / "d" / name, q=[str(place)], a=[name]), f"d/{name}")
     bucket.direct.pipe_file(f"{bucket.uri}/d/", b"")  # stands for the folder, as some tools write
