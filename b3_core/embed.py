@@ -30,6 +30,7 @@ from b3_core.store import ArtifactStore
 
 MOST_FRESH = 0.2  # share of new rows beyond which nothing is carried over
 LOOK_BACK = 8  # earlier states of a dataset that are looked at for the one with most of its rows
+_KEPT_OUT = ("holdout", "max_queries", "kept_back", "own_eval")  # settings of Pairs
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,11 @@ class PairsRef:
     def group_N(self, store: ArtifactStore) -> npt.NDArray[np.int32]:
         """Load the groups of the training rows alone."""
         return pairs.read_groups(store.get(self.address))
+
+    def kept_out(self, store: ArtifactStore) -> dict[str, Any]:
+        """Say how rows of the files were chosen that are not trained on."""
+        settings = store.get(self.address).record["settings"]
+        return {key: settings.get(key) for key in _KEPT_OUT}
 
     def shelf(self, store: ArtifactStore) -> Shelf | None:
         """Say where the media of its rows are; None where no side has any."""

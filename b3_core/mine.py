@@ -120,10 +120,13 @@ class Communities(DatasetStage):
     def since(self, past: Past) -> Self:
         """Return the same with the communities of then to begin with, if the ranks have a then.
 
-        Not where no swaps are asked for: what could be mended would stay as it is.
+        Not where no swaps are asked for: what could be mended would stay as it is. Nor where only
+        other rows were held out then, as for ``b3 tune``: then nothing was mined that changed.
         """
         ranks = self.graph.ranks.earlier
         if ranks is None or not self.mining.swap_rounds:
+            return self
+        if ranks.ref.kept_out(past.store) != self.ref.kept_out(past.store):
             return self
         then = {
             "pairs": ranks.ref.digest,

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from b3_core.communities import Partition
 from b3_core.config import parse_config
 from b3_core.embed import Pairs, PairsRef
 from b3_core.manifest import Manifest, verify
@@ -141,6 +142,25 @@ def test_communities_are_mended_but_the_paper_s_are_the_paper_s(tmp_path, table)
     (communities,) = plan.legs[0].manifests["b3", 0].partitions[0]
     assert counts["b3"]["window"] > 2 * counts["b3"]["random_window"]
     assert communities.earlier is not None
+
+
+def test_rows_held_out_otherwise_are_no_change_of_the_data(tmp_path, table):
+    """What was embedded serves, as when ``b3 tune`` kept other rows back; communities are new."""
+    Mining(tmp_path, evaluate={"kept_back": 0.15}).run(table)
+    after = Mining(tmp_path)
+    _, made = after.run(table)
+    assert 0 < embedded(made) < 0.2 * len(table)
+    (found,) = (stage for stage in made if stage.name == "communities")
+    assert found.graph.ranks.earlier is not None and found.earlier is None
+    (tmp_path / "alone").mkdir()
+    alone = Mining(tmp_path / "alone")
+    alone.run(table)
+    label_N, expected_N = (
+        Partition.load(mining.store.get(stage.address)).label_N
+        for mining in (after, alone)
+        for stage in mining.plan().legs[0].communities
+    )
+    assert (label_N == expected_N).all()
 
 
 @pytest.mark.slow
