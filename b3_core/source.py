@@ -31,6 +31,9 @@ from b3_core.remote import Remote, ShortTransferError, open_fs
 #: What files of rows end with, in the order that a folder is searched for them.
 FORMATS = (".parquet", ".arrow", ".tar")
 _COLUMNS_NAMED = 20  # of a wide file, in an error message
+# Of texts without such a character tokenizers leave nothing: spaces, controls, marks that stand on
+# nothing, and what takes the place of bytes that were no text.
+_VISIBLE = r"[^\s\p{Z}\p{C}\p{M}\x{FFFD}]"
 
 
 def source_digest(uri: str) -> str:
@@ -233,7 +236,7 @@ class _Blanks:
 
         Where ``but`` has a medium, a text may be blank.
         """
-        blank = pc.equal(pc.utf8_trim_whitespace(text.fill_null("")), "")
+        blank = pc.invert(pc.match_substring_regex(text.fill_null(""), _VISIBLE))
         if but is not None:
             blank = pc.and_(blank, pc.equal(but.field("kind"), ""))
         found = blank.true_count

@@ -157,7 +157,9 @@ def test_group_must_be_text_or_integers(tmp_path: Path) -> None:
     assert "holds double; expected text or integers" in refused(file, {**COLUMNS, "group": "g"})
 
 
-@pytest.mark.parametrize("blank", [None, "", " \t\n\u00a0"])
+@pytest.mark.parametrize(
+    "blank", [None, "", " \t\n\u00a0", "\u200b\ufeff", "\ufffd\u00ad", "\u0301"]
+)
 def test_blank_texts_are_counted_and_the_first_is_named(tmp_path: Path, blank: str | None) -> None:
     write(tmp_path / "1.parquet", q=["x"] * 3, a=["A"] * 3)
     second = write(
