@@ -210,7 +210,7 @@ class Shard(DatasetStage):
         """Embed with a teacher that is warm already."""
         mine = rows.slice(self.start, self.stop - self.start)
         spec = self.teacher_spec
-        prompt_of = {"query": spec.query_prompt, "positive": spec.positive_prompt}
+        prompt_of = encoder.prompts(spec)
         vectors = {
             side: encoder.encode(
                 pairs.side_inputs(mine, side, shelf, seeing=teacher.seeing(spec)),
@@ -278,7 +278,7 @@ class Vectors(DatasetStage):
     def of(cls, store: ArtifactStore, ref: PairsRef, spec: TeacherSpec, shard_rows: int) -> Self:
         """Cut the dataset into shards, each named by its rows' content."""
         weights = teacher.weights_of(spec.model, spec.revision)
-        spec = ref.spec.prompted(spec)
+        spec = teacher.with_own_prompts(ref.spec.prompted(spec))
         shards = _shards(store, Shard(ref, spec, weights, 0, 0, ""), shard_rows)
         return cls(ref, spec, weights, shards)
 

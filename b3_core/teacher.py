@@ -10,8 +10,9 @@ Legend: N rows, D width.
 import contextlib
 import gc
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,7 @@ import pyarrow as pa
 from b3_core import multimodal, packaged
 from b3_core.artifacts import sha256_file
 from b3_core.config import TeacherSpec, TrainSpec
+from b3_core.config.models import PACKAGED
 from b3_core.errors import InputError
 from b3_core.inputs import ModelInput, Seeing, prompted
 from b3_core.progress import Progress, silent
@@ -185,6 +187,35 @@ def weights_of(name: str, revision: str | None) -> str:
     return ":".join(f"{key}={value}" for key, value in sorted(identity.items()))
 
 
+def own_prompts(prompts: Mapping[str, str]) -> dict[str, str]:
+    """Return the prompts of ``query`` and ``positive`` as a model names them, or none.
+
+    Documents' are called ``document``, ``passage`` or ``corpus``, as in sentence-transformers'
+    ``encode_document``.
+    """
+    of_documents = (prompts.get(name) for name in ("document", "passage", "corpus"))
+    return {
+        "query": prompts.get("query") or "",
+        "positive": next(filter(None, of_documents), ""),
+    }
+
+
+def with_own_prompts(spec: TeacherSpec) -> TeacherSpec:
+    """Fill in the prompts that CONFIG leaves to the model, by the files of its folder.
+
+    Those of a hub's model stay open until it is there (``Teacher.prompts``).
+    """
+    own: dict[str, str] = {}
+    if spec.model not in PACKAGED:
+        if not Path(spec.model).is_dir():
+            return spec
+        file = Path(spec.model, "config_sentence_transformers.json")
+        if file.is_file():
+            own = json.loads(file.read_text(encoding="utf-8")).get("prompts") or {}
+    filled = {f"{side}_prompt": prompt for side, prompt in own_prompts(own).items()}
+    return spec.model_copy(update={k: v for k, v in filled.items() if getattr(spec, k) is None})
+
+
 def load_model(
     name: str,
     *,
@@ -311,10 +342,20 @@ class Teacher:
         )
         if spec.max_length is not None:
             packaged.limit_length(self.model, spec.max_length)
+        self._prompts = dict(self.model.prompts)
+        self.model.default_prompt_name = None  # would come before queries and positives alike
         self._static = static.is_static(self.model)
         self._takes_media = multimodal.takes_media(self.model)
         if not self._static:  # whichever type the weights are stored in
             self.model.to(torch.bfloat16 if spec.precision == "bf16" else torch.float32)
+
+    def prompts(self, spec: TeacherSpec) -> dict[str, str]:
+        """Return the prompts of ``query`` and ``positive``: as asked, else the model's own."""
+        own, asked = own_prompts(self._prompts), (spec.query_prompt, spec.positive_prompt)
+        return {
+            side: own[side] if prompt is None else prompt
+            for side, prompt in zip(("query", "positive"), asked, strict=True)
+        }
 
     def encode(
         self, inputs: Sequence[ModelInput], *, prompt: str = "", progress: Progress = silent

@@ -38,8 +38,13 @@ class TeacherSpec(Spec):
         "model: a folder, or a hub id with its revision.",
     )
     revision: str | None = Field(None, description="Commit of a hub model; required for hub ids.")
-    query_prompt: str = Field("", description="Put before every query.")
-    positive_prompt: str = Field("", description="Put before every positive.")
+    query_prompt: str | None = Field(
+        None, description="Put before every query; the model's own 'query' prompt by default."
+    )
+    positive_prompt: str | None = Field(
+        None,
+        description="Put before every positive; the model's own for documents by default.",
+    )
     max_length: int | None = Field(
         None, ge=1, description="Tokens kept; the model's own by default."
     )

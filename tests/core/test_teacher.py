@@ -7,7 +7,15 @@ import pytest
 from b3_core import multimodal
 from b3_core.config import TeacherSpec
 from b3_core.errors import InputError
-from b3_core.teacher import BLOCK, Embeddings, Teacher, load_model, model_identity, shard_bounds
+from b3_core.teacher import (
+    BLOCK,
+    Embeddings,
+    Teacher,
+    load_model,
+    model_identity,
+    shard_bounds,
+    with_own_prompts,
+)
 
 
 def test_shards_are_whole_blocks_and_cover_every_row_once():
@@ -46,6 +54,32 @@ def test_prompts_and_length_count():
     text = ["one two three four five six seven"]
     assert not np.allclose(plain.encode(text), plain.encode(text, prompt="query: "))
     assert not np.allclose(plain.encode(text), short.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("named", "query", "positive"),
+    [
+        ({}, "", ""),
+        ({"query": "q: ", "passage": "p: "}, "q: ", "p: "),
+        ({"query": "q: ", "document": "d: ", "corpus": "c: "}, "q: ", "d: "),
+        ({"summary": "s: "}, "", ""),
+    ],
+)
+def test_prompts_are_the_models_own_where_none_are_asked_for(tmp_path, named, query, positive):
+    """Also with one that sentence-transformers would put before whatever has none."""
+    model = Teacher(TeacherSpec(model="minilm")).model
+    model.prompts, model.default_prompt_name = dict(named), next(iter(named), None)
+    model.save(str(tmp_path / "model"))
+    spec = TeacherSpec(model=str(tmp_path / "model"))
+    teacher = Teacher(spec)
+    filled = with_own_prompts(spec)
+    assert (filled.query_prompt, filled.positive_prompt) == (query, positive)
+    assert teacher.prompts(spec) == {"query": query, "positive": positive}
+    asked = spec.model_copy(update={"query_prompt": "", "positive_prompt": "x: "})
+    assert with_own_prompts(asked) == asked
+    assert teacher.prompts(asked) == {"query": "", "positive": "x: "}
+    plain = Teacher(TeacherSpec(model="minilm"))
+    assert (teacher.encode(["a text"]) == plain.encode(["a text"])).all()
 
 
 def test_identity_is_the_weights_not_the_path(tmp_path):
