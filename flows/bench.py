@@ -14,6 +14,7 @@ from rich.console import Console
 
 from b3_core.config import MiningSpec
 from flows import embedded
+from flows.output import check_output
 from flows.running import (
     AsJson,
     Corpus,
@@ -73,6 +74,8 @@ def partition(
             "mining": {"k": k, "p": p, "m": m},
             "batches": {"batch_size": max(64, k)},
         }
+        if plot is not None:
+            check_output(plot, force=True)
         spec = demo_config(corpus, pairs, store, settings)
         run_flow("mine", spec)
         artifacts = ArtifactStore(spec.store.root)

@@ -15,6 +15,7 @@ from b3_core.config import load_config
 from flows import bench, embedded, planning, report
 from flows.export import export
 from flows.init import init
+from flows.output import Force, check_output, write_output
 from flows.running import (
     AsJson,
     ConfigFile,
@@ -142,6 +143,7 @@ def tune(
     output: Annotated[Path, typer.Option(help="Where the chosen CONFIG goes.")] = Path(
         "tuned.yaml"
     ),
+    force: Force = False,
     refresh: Annotated[
         bool,
         typer.Option(help="Try the winner mined again with the student after its first epoch."),
@@ -167,6 +169,7 @@ def tune(
     """
 
     def work() -> dict[str, Any]:
+        check_output(output, force=force)
         if config is not None:
             spec, judge = load_config(config), "training"
         else:
@@ -178,7 +181,7 @@ def tune(
         from flows.tune import tune as flow  # noqa: PLC0415
 
         outcome = flow(spec, trials=trials, seeds=seeds, judge=judge, refresh=refresh)
-        output.write_text(yaml.safe_dump(outcome["config"], sort_keys=False), encoding="utf-8")
+        write_output(output, yaml.safe_dump(outcome["config"], sort_keys=False))
         return {**outcome, "output": str(output)}
 
     run_command(work, as_json=as_json, verbose=verbose, show=_show_tuned)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from flows.output import Force, check_output, write_output
 from flows.running import AsJson, Verbose, run_command
 
 Column = str | None
@@ -61,7 +62,7 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where CONFIG goes.")] = Path(
         "config.yaml"
     ),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Force = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Take all suggestions.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -125,16 +126,10 @@ def _write(
 
     from b3_core.config import absolute_uri, parse_config  # noqa: PLC0415
     from b3_core.config_text import config_text  # noqa: PLC0415
-    from b3_core.errors import InputError  # noqa: PLC0415
     from b3_core.glance import glance  # noqa: PLC0415
     from b3_core.suggest import answers, find  # noqa: PLC0415
 
-    if output.exists() and not force:
-        raise InputError(
-            f"{output} is there already",
-            expected="a new file",
-            remedy="name another with --output, or replace it with --force",
-        )
+    check_output(output, force=force)
     seen = glance(absolute_uri(file, Path.cwd()))
     found = find(seen, given)
     roles = ask.columns(found, given)
@@ -144,14 +139,7 @@ def _write(
     chosen = answers(found, seen, uri=_as_written(file, output), **said)
     text = config_text(chosen)
     spec = parse_config(yaml.safe_load(text), base=output.absolute().parent)
-    try:
-        output.write_text(text, encoding="utf-8")
-    except (OSError, UnicodeEncodeError) as error:
-        raise InputError(
-            f"{output} cannot be written: {getattr(error, 'strerror', None) or error}",
-            expected="a file in a folder that is there",
-            remedy="name another with --output",
-        ) from error
+    write_output(output, text)
     return {
         "config": str(output),
         "rows": seen.rows,

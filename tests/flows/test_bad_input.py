@@ -157,3 +157,21 @@ def test_a_store_that_refuses_in_the_middle_of_a_run(
     assert re.sub(rf"{root}/faq/[^:;\s]+", "URI", lines[0]).startswith(f"b3: the server {said}")
     assert err.strip().splitlines()[-1] == lines[0] and "Traceback" not in err
     assert proxy.injected and "AKIDEXAMPLE7" not in err and "wJalrXUtnFEMI" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("config.yaml", "is there already; expected a new file; name another, or replace it with"),
+        (".", "is a folder; expected a file"),
+        ("nowhere/tuned.yaml", "cannot be written: its folder is not there, or not to be"),
+    ],
+)
+def test_where_tune_writes_is_looked_at_before_the_work(
+    command, tmp_path, write_config, name, said
+):
+    config = write_config()
+    before = config.read_text()
+    code, out, err = command("tune", config, "--output", tmp_path / name)
+    assert (code, out) == (2, "") and said in err
+    assert config.read_text() == before

@@ -27,7 +27,9 @@ def test_a_config_is_tuned_and_what_is_written_can_be_run(b3, write_config, tmp_
     tuned = load_config(output)
     assert any(phase.refresh for phase in tuned.batches.curriculum) == surely
     assert tuned.batches.epochs == 2
-    shown = b3(*asked, "--no-refresh").stdout
+    refused = b3(*asked, check=False)
+    assert refused.returncode == 2 and "is there already" in refused.stderr
+    shown = b3(*asked, "--no-refresh", "--force").stdout
     assert f"chosen: {found['chosen']}, written to" in shown
     assert not any(phase.refresh for phase in load_config(output).batches.curriculum)
     assert b3("mine", output).returncode == 0
