@@ -179,8 +179,8 @@ def _machine(outcome: dict[str, Any], spec: PipelineSpec | None) -> dict[str, An
     if spec is not None and "manifests" in outcome and "b3" in spec.arm_names:
         legs = [uri for *of, _, uri in _named(spec, outcome) if of == ["b3", spec.seeds[0]]]
         added["manifest"] = legs[0]
-        if len(legs) > 1:
-            added["manifest_legs"] = legs
+        if (whole := _legs_of(spec)["b3"]) > 1:  # of which a mining alone makes the first
+            added |= {"manifest_legs": legs, "legs": whole}
     difference = outcome.get("differences", {}).get("b3 - random")
     if difference is not None:
         added["difference"] = {"mrr": difference}
@@ -192,7 +192,7 @@ def _named(spec: PipelineSpec, outcome: dict[str, Any]) -> list[tuple[str, int, 
 
     Where CONFIG was only mined, those of the first leg are all there are.
     """
-    legs_of = {arm: len(spec.arm(arm)[1].legs) for arm in spec.arm_names}
+    legs_of = _legs_of(spec)
     runs = [
         (arm, seed, f", leg {leg} of its curriculum" if legs > 1 else "")
         for leg in range(max(legs_of.values()))
@@ -201,6 +201,11 @@ def _named(spec: PipelineSpec, outcome: dict[str, Any]) -> list[tuple[str, int, 
         for seed in spec.seeds
     ]
     return [(*run, uri) for run, uri in zip(runs, outcome.get("manifests", ()), strict=False)]
+
+
+def _legs_of(spec: PipelineSpec) -> dict[str, int]:
+    """Return into how many legs each arm's curriculum is cut by refreshes."""
+    return {arm: len(spec.arm(arm)[1].legs) for arm in spec.arm_names}
 
 
 def show_outcome(console: Console, outcome: dict[str, Any], spec: PipelineSpec) -> None:
@@ -233,6 +238,11 @@ def show_outcome(console: Console, outcome: dict[str, Any], spec: PipelineSpec) 
     for arm, seed, leg, uri in _named(spec, outcome):
         found = f"manifest of {arm}, seed {seed}{leg}: {uri}"
         console.print(found, highlight=False, soft_wrap=True)
+    if "manifests" in outcome and "students" not in outcome and max(_legs_of(spec).values()) > 1:
+        console.print(
+            "Later legs are mined with the student that was trained so far: b3 train does both.",
+            soft_wrap=True,
+        )
     runs = itertools.product(spec.arm_names, spec.seeds)
     for (arm, seed), uri in zip(runs, outcome.get("students", ()), strict=False):
         console.print(f"student of {arm}, seed {seed}: {uri}", highlight=False, soft_wrap=True)

@@ -135,6 +135,19 @@ def test_rows_in_another_order_are_mined_without_a_teacher(command, write_config
     assert command("verify", json.loads(second)["manifest"])[1].startswith("sound: ")
 
 
+def test_what_a_mining_leaves_to_later_legs_is_said(command, write_config):
+    phases = [{"epochs": 1}, {"epochs": 1, "refresh": True}]
+    config = write_config(
+        arms=["b3"], batches={"batch_size": 32, "curriculum": phases}, compute={"shard_rows": 4096}
+    )
+    code, out, err = command("mine", config, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["legs"], found["manifest_legs"]) == (2, [found["manifest"]])
+    out = command("mine", config)[1]
+    assert "leg 0 of its curriculum" in out and "Later legs are mined with the student" in out
+
+
 @pytest.mark.slow
 def test_a_curriculum_that_refreshes_mines_with_its_student(b3, write_config, tmp_path):
     phases = [{"epochs": 1}, {"epochs": 1, "refresh": True}]
