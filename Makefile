@@ -10,7 +10,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: .venv/installed ## Mine, train and evaluate on real pairs, three arms side by side
+demo: .venv/installed ## Mine, train and evaluate on real pairs, four arms side by side
 	$(BIN)/b3 demo
 
 test: .venv/installed ## Run the fast tests
