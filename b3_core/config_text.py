@@ -41,6 +41,7 @@ def config_text(answers: Answers) -> str:
             "mining:",
             *_window(a),
             f"  k: {a.k}  # rows in a community; batch_size is a multiple of it",
+            *_cells(a),
         ],
         [
             "batches:",
@@ -87,6 +88,14 @@ def _window(a: Answers) -> list[str]:
     return [
         f"  p: {a.p}  # first ranks dropped as probable false negatives{usual}",
         f"  m: {a.m}  # ranks kept after them: a row's window",
+    ]
+
+
+def _cells(a: Answers) -> list[str]:
+    if a.cell_rows is None:
+        return []
+    return [
+        f"  cell_rows: {a.cell_rows}  # in one piece the time grows with the square of the rows"
     ]
 
 

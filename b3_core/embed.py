@@ -125,14 +125,17 @@ class PairsRef:
 
     def kept_out(self, store: ArtifactStore) -> dict[str, Any]:
         """Say how rows of the files were chosen that are not trained on."""
-        settings = store.get(self.address).record["settings"]
-        return {key: settings.get(key) for key in _KEPT_OUT}
+        return _kept_out(store.get(self.address))
 
     def shelf(self, store: ArtifactStore) -> Shelf | None:
         """Say where the media of its rows are; None where no side has any."""
         if not self.spec.media_columns:
             return None
         return pairs.shelf_of(self.spec, store.get(self.address))
+
+
+def _kept_out(made: Artifact) -> dict[str, Any]:
+    return {key: made.record["settings"].get(key) for key in _KEPT_OUT}
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,8 @@ class Shard(DatasetStage):
         teacher.check_norms(query_ND, positive_ND, mine["row_id"].to_numpy())
         teacher.Embeddings(query_ND, positive_ND).save(draft)
         draft.counts["rows"] = self.stop - self.start
+        if None in (spec.query_prompt, spec.positive_prompt):  # left to a model of the hub
+            draft.counts["prompts"] = prompt_of
 
 
 class ShardWorker:
@@ -311,7 +316,11 @@ class Vectors(DatasetStage):
             if lineage["pairs"] != self.ref.digest
             and (not done or artifact.fingerprint == done[-1])
         }
-        stored = {made.counts["digest"]: made for made in past.artifacts(self.dataset, Pairs.name)}
+        stored: dict[str, Artifact] = {}
+        kept_out = self.ref.kept_out(past.store)
+        for made in past.artifacts(self.dataset, Pairs.name):
+            if made.counts["digest"] not in stored or _kept_out(made) == kept_out:
+                stored[made.counts["digest"]] = made  # the same rows may have been left otherwise
         known = [digest for digest in reversed(others) if digest in stored][:LOOK_BACK]
         if not known:
             return None

@@ -24,7 +24,7 @@ def memory_bytes() -> int:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    return min(total, *cgroup_limits(lines, _CGROUPS)) if lines else total
+    return min([total, *cgroup_limits(lines, _CGROUPS)])
 
 
 def cgroup_limits(lines: list[str], root: Path) -> list[int]:

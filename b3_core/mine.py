@@ -120,8 +120,8 @@ class Communities(DatasetStage):
     def since(self, past: Past) -> Self:
         """Return the same with the communities of then to begin with, if the ranks have a then.
 
-        Not where no swaps are asked for: what could be mended would stay as it is. Nor where only
-        other rows were held out then, as for ``b3 tune``: then nothing was mined that changed.
+        Not where no swaps are asked for: what could be mended would stay as it is. Nor where rows
+        were held out otherwise then, as by ``b3 tune``: it is not the data that changed.
         """
         ranks = self.graph.ranks.earlier
         if ranks is None or not self.mining.swap_rounds:

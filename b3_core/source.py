@@ -8,6 +8,7 @@ at the end what it was when it was listed.
 """
 
 import contextlib
+import fnmatch
 import glob
 import hashlib
 import os
@@ -236,7 +237,7 @@ class _Blanks:
 
         Where ``but`` has a medium, a text may be blank.
         """
-        blank = pc.invert(pc.match_substring_regex(text.fill_null(""), _VISIBLE))
+        blank = pc.invert(visible(text))
         if but is not None:
             blank = pc.and_(blank, pc.equal(but.field("kind"), ""))
         found = blank.true_count
@@ -253,6 +254,11 @@ class _Blanks:
                 expected="a value in every row",
                 remedy="fill or remove such rows",
             )
+
+
+def visible(text: pa.Array) -> pa.Array:
+    """Say which texts have a character that one could see; null has none."""
+    return pc.match_substring_regex(text.fill_null(""), _VISIBLE)
 
 
 def list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
@@ -289,12 +295,12 @@ def _matching(fs: Any, path: str) -> dict[str, dict[str, Any]]:
         info = fs.info(path)
     except FileNotFoundError:
         found = _glob(fs, path) if glob.has_magic(path) else {}
-        named = set(path.split("/"))  # a folder that the pattern itself names is meant
         root = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0]
+        meant = [part for part in path.split("/") if part.startswith(("_", "."))]
         return {
             file: info
             for file, info in found.items()
-            if info["type"] != "directory" and not _hidden_folders(file, root) - named
+            if info["type"] != "directory" and not _hidden_folders(file, root, meant)
         }
     if info["type"] != "directory":
         return {path: info}
@@ -312,10 +318,19 @@ def _matching(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def _hidden_folders(file: str, root: str) -> set[str]:
-    """Return the folders between ``root`` and a file that begin with ``_`` or ``.``."""
+def _hidden_folders(file: str, root: str, meant: Sequence[str] = ()) -> list[str]:
+    """Return the folders between ``root`` and a file that begin with ``_`` or ``.``.
+
+    But those that are ``meant``, by parts of a pattern that begin so too, and values of a column
+    that partitions a table (``_lang=en``).
+    """
     folders = posixpath.relpath(file, root or "/" * file.startswith("/")).split("/")[:-1]
-    return {folder for folder in folders if folder.startswith(("_", "."))}
+    return [
+        folder
+        for folder in folders
+        if folder.startswith(".") or (folder.startswith("_") and "=" not in folder)
+        if not any(fnmatch.fnmatchcase(folder, part) for part in meant)
+    ]
 
 
 def _glob(fs: Any, pattern: str) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from b3_core.config import DEFAULT_P, MiningSpec
 from b3_core.errors import InputError
 from b3_core.glance import IMAGE_NAMES, VIDEO_NAMES, Glance, is_plain
+from b3_core.source import visible
 
 #: What columns are called, most telling first.
 _NAMES: Mapping[str, Sequence[str]] = {
@@ -44,6 +45,8 @@ _ANSWER_WORDS = 3.0  # of visual questions (arXiv 2505.11293: 1.6)
 _LABEL_SHARE = 0.05  # distinct positives a row, at most, where they are labels
 #: Training rows from which a batch size is suggested: an epoch keeps some 100 batches.
 _BATCH_SIZES = ((1_000_000, 1024), (200_000, 256), (6_400, 64), (3_200, 32), (0, 16))
+_MANY_ROWS = 200_000  # from which cells pay (docs/cells.md)
+_CELL_ROWS = 32_768
 _WINDOW_SHARE = 4  # a window with what is dropped before it is at most this part of the rows
 
 
@@ -66,6 +69,7 @@ class Answers:
     m: int
     random_epochs: int
     store: str
+    cell_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,8 @@ def answers(found: Found, seen: Glance, *, uri: str, **given: object) -> Answers
         m=m,
         random_epochs=2 if sees else 0,
         store=".b3",
+        # Labels are ranked by labels, of which there are few.
+        cell_rows=_CELL_ROWS if rows >= _MANY_ROWS and task != "classification" else None,
     )
     return replace(suggested, **said)  # type: ignore[arg-type]
 
@@ -247,10 +253,16 @@ def _text_columns(seen: Glance) -> list[str]:
         value = kind.value_type if pa.types.is_dictionary(kind) else kind
         if "string" not in str(value):
             continue
-        texts = [text for text in seen.texts(name) if text and text.strip()]
+        texts = [text for text, seeable in _looked_at(seen, name) if text and seeable]
         if texts and not _paths(texts):
             found.append(name)
     return found
+
+
+def _looked_at(seen: Glance, column: str) -> list[tuple[str | None, bool]]:
+    """Return a column's texts, and of each whether a run takes it."""
+    texts = seen.texts(column)
+    return list(zip(texts, visible(pa.array(texts, pa.string())).to_pylist(), strict=True))
 
 
 def _paths(texts: Sequence[str]) -> str | None:
@@ -381,11 +393,11 @@ def _notes(seen: Glance, columns: Mapping[str, str], task: str) -> tuple[str, ..
     for role in ("query", "positive", "negative"):
         if role not in columns:
             continue
-        texts = seen.texts(columns[role])
-        blank = sum(not (text or "").strip() for text in texts)
+        looks = _looked_at(seen, columns[role])
+        blank = sum(not seeable for _, seeable in looks)
         if blank and not any(other.startswith(f"{role}_") for other in columns):
             notes.append(
-                f"{blank} of {len(texts)} rows looked at have a blank {columns[role]!r}: "
+                f"{blank} of {len(looks)} rows looked at have a blank {columns[role]!r}: "
                 "a run refuses such rows; fill or remove them"
             )
     if "positive" in columns and task != "classification":

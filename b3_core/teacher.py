@@ -178,6 +178,8 @@ def model_identity(name: str, revision: str | None) -> dict[str, str]:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    if name not in PACKAGED and _saved(name).get("default_prompt_name") is not None:
+        digest.update(b"default prompt unused")  # as it was not once: such vectors stay apart
     return {"weights": digest.hexdigest()[:20]}
 
 
@@ -190,8 +192,8 @@ def weights_of(name: str, revision: str | None) -> str:
 def own_prompts(prompts: Mapping[str, str]) -> dict[str, str]:
     """Return the prompts of ``query`` and ``positive`` as a model names them, or none.
 
-    Documents' are called ``document``, ``passage`` or ``corpus``, as in sentence-transformers'
-    ``encode_document``.
+    Documents' are called ``document``, ``passage`` or ``corpus``, the names that
+    sentence-transformers' ``encode_document`` knows; the first that is not blank is taken.
     """
     of_documents = (prompts.get(name) for name in ("document", "passage", "corpus"))
     return {
@@ -209,11 +211,15 @@ def with_own_prompts(spec: TeacherSpec) -> TeacherSpec:
     if spec.model not in PACKAGED:
         if not Path(spec.model).is_dir():
             return spec
-        file = Path(spec.model, "config_sentence_transformers.json")
-        if file.is_file():
-            own = json.loads(file.read_text(encoding="utf-8")).get("prompts") or {}
+        own = _saved(spec.model).get("prompts") or {}
     filled = {f"{side}_prompt": prompt for side, prompt in own_prompts(own).items()}
     return spec.model_copy(update={k: v for k, v in filled.items() if getattr(spec, k) is None})
+
+
+def _saved(folder: str) -> dict[str, Any]:
+    """Read what sentence-transformers saved of a model beside its modules, if it did."""
+    file = Path(folder, "config_sentence_transformers.json")
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def load_model(

@@ -1,7 +1,7 @@
 """The flow ``mine``: datasets in, one manifest an arm and seed out."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prefect import flow
 from prefect.futures import as_completed
@@ -9,7 +9,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from b3_core import ahead, search
 from b3_core.config import PipelineSpec
-from b3_core.embed import Vectors
+from b3_core.embed import Shard, Vectors
 from b3_core.plan import Plan
 from b3_core.ray_session import TASKS_AT_ONCE, RaySession, session
 from b3_core.stage import Stage, missing
@@ -61,10 +61,7 @@ def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> 
     with session(spec.compute) as ray:
         if todo := missing(now.vectors, store):
             with gpu_turn(ray.compute):
-                most = max(len(missing(vectors.shards, store)) for vectors in todo)
-                processes = min(TASKS_AT_ONCE, most)  # more would have no work
-                for vectors in todo:
-                    _embed(vectors, ray, store, processes=processes)
+                _embed(todo, ray, store)
                 ray.free_actors()  # what follows may take hours, and needs none of their GPUs
         lacking = missing(itertools.chain(now.ranks, now.graphs, now.communities), store)
         in_parts = {stage.dataset for stage in lacking if stage.in_parts}
@@ -126,19 +123,24 @@ def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
     return Plan.of(spec, [read_pairs(d, spec.evaluate, store) for d in spec.datasets], store)
 
 
-def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore, *, processes: int) -> None:
+def _embed(todo: Sequence[Vectors], ray: RaySession, store: ArtifactStore) -> None:
     """Embed the shards that are missing, each its own task on a warm actor, then join them.
 
-    A single one is embedded here, unless that is to be done elsewhere: to start Ray takes longer.
-    Not beside a GPU that nobody reserved, which Ray hides from its processes.
+    Those of all datasets at once: else each would end with a few processes at work. A single one,
+    or no more rows than that, are embedded here, unless that is to be done elsewhere: to start Ray
+    takes longer. Not beside a GPU that nobody reserved, which Ray hides from its processes.
     """
-    shards = missing(vectors.shards, store)
-    if len(shards) == 1 and ray.on_this_cpu and not search.torch_sees_gpu():
-        run_stage(shards[0], store)
+    every = list(itertools.chain.from_iterable(vectors.shards for vectors in todo))
+    shards = missing(every, store)
+    few = len(shards) == 1 or _rows(shards) <= ray.compute.shard_rows
+    if few and ray.on_this_cpu and not search.torch_sees_gpu():
+        for shard in shards:
+            run_stage(shard, store)
     elif shards:
+        processes = min(TASKS_AT_ONCE, len(shards))  # more would have no work
         with reporting.step("embed") as progress:
-            rows = sum(shard.stop - shard.start for shard in vectors.shards)
-            done = rows - sum(shard.stop - shard.start for shard in shards)
+            rows = _rows(every)
+            done = rows - _rows(shards)
             progress(done, rows)
             futures = [
                 embed_shard.submit(shard, ray, store.root, processes=processes) for shard in shards
@@ -148,4 +150,9 @@ def _embed(vectors: Vectors, ray: RaySession, store: ArtifactStore, *, processes
                 future.result()  # a shard that failed for good ends the flow
                 done += rows_of[id(future)]
                 progress(done, rows)
-    run_stage(vectors, store)
+    for vectors in todo:
+        run_stage(vectors, store)
+
+
+def _rows(shards: Iterable[Shard]) -> int:
+    return sum(shard.stop - shard.start for shard in shards)

@@ -22,13 +22,15 @@ def check_output(file: Path, *, force: bool) -> None:
     """
     if file.is_dir():
         raise InputError(f"{file} is a folder", expected="a file", remedy="name one in it")
-    if file.exists() and not force:
+    if file.is_file() and not force:
         raise InputError(
             f"{file} is there already",
             expected="a new file",
             remedy="name another, or replace it with --force",
         )
-    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+    folder = file.absolute().parent
+    may = os.access(file, os.W_OK) if file.exists() else os.access(folder, os.W_OK | os.X_OK)
+    if not (folder.is_dir() and may):
         raise _unwritable(file, "its folder is not there, or not to be written to")
 
 

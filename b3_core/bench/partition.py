@@ -170,7 +170,7 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         side = {"xytext": (-5, -4), "ha": "right"} if beside else {"xytext": (5, -4)}
         axes.annotate(name, (x, y), textcoords="offset points", fontsize=8, **side)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=-0.25)  # room for the name of random communities, at the origin
     axes.legend(loc="lower right")
     try:
         figure.savefig(file, dpi=150)

@@ -1,6 +1,7 @@
 """A CONFIG file, read: paths made absolute, and mistakes told in one line."""
 
 import difflib
+import glob
 import os
 import posixpath
 import re
@@ -14,6 +15,9 @@ from pydantic import BaseModel, ValidationError
 from b3_core.config.models import PACKAGED
 from b3_core.config.pipeline import PipelineSpec
 from b3_core.errors import InputError
+
+#: Files of a dataset as a store has them, by name.
+_KEPT = ("pairs/00000000000000000000/train.parquet", "corpus/00000000000000000000/train.parquet")
 
 
 def load_config(path: str | os.PathLike[str]) -> PipelineSpec:
@@ -97,12 +101,17 @@ def parse_config(data: Mapping[str, Any], *, base: Path) -> PipelineSpec:
 
 def _check_apart(dataset: str, uri: str, root: str) -> None:
     """Refuse a store whose files would be taken for a dataset's."""
-    fixed = re.split(r"[*?[]", uri, maxsplit=1)[0]
-    if fixed != uri and "**" not in uri:
-        return  # such a pattern looks into no folder below
-    folder = uri if fixed == uri else fixed.rpartition("/")[0]
+    folder, taken = uri.removeprefix("file://"), True
+    root = root.removeprefix("file://")
+    if glob.has_magic(folder):
+        from fsspec.utils import glob_translate  # noqa: PLC0415 - few patterns, and slow to import
+
+        matches = re.compile(glob_translate(folder)).match
+        taken = any(matches(f"{root}/{dataset}/{file}") for file in _KEPT)
+        folder = re.split(r"[*?[]", folder, maxsplit=1)[0].rpartition("/")[0]
     below = posixpath.relpath(root, folder or "/").split("/")
-    if below[0] != ".." and not any(part.startswith(("_", ".")) and part != "." for part in below):
+    hidden = any(part.startswith(("_", ".")) and part != "." for part in below)
+    if taken and below[0] != ".." and not hidden:
         raise InputError(
             f"store.root {root} lies in the folder of dataset {dataset!r}, whose files it would be "
             "taken for",

@@ -13,7 +13,7 @@ from b3_core.embed import Pairs, PairsRef
 from b3_core.manifest import Manifest, verify
 from b3_core.plan import Plan
 from b3_core.store import ArtifactStore
-from b3_core.teacher import Embeddings
+from b3_core.teacher import Embeddings, load_model
 from tests.conftest import topic_table
 
 pytestmark = pytest.mark.usefixtures("one_teacher")
@@ -161,6 +161,17 @@ def test_rows_held_out_otherwise_are_no_change_of_the_data(tmp_path, table):
         for stage in mining.plan().legs[0].communities
     )
     assert (label_N == expected_N).all()
+
+
+def test_vectors_are_named_by_the_prompts_that_a_model_brings(tmp_path, table):
+    model = load_model("minilm")
+    model.prompts = {"query": "q: ", "passage": "p: "}
+    model.save(str(tmp_path / "model"))
+    mining = Mining(tmp_path, teacher={"model": str(tmp_path / "model"), "positive_prompt": "x: "})
+    pq.write_table(table, mining.file)
+    (vectors,) = mining.plan().legs[0].vectors
+    for stage in (vectors, *vectors.shards):
+        assert (stage.settings["query_prompt"], stage.settings["positive_prompt"]) == ("q: ", "x: ")
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
+from b3_core import machine
 from b3_core.machine import cgroup_limits, memory_bytes
 
 
@@ -10,6 +12,7 @@ def test_cores_are_those_that_the_process_may_use():
     code = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from b3_core import machine
 from b3_core.machine import cores
 print(cores())
 """
@@ -42,5 +45,13 @@ def test_memory_is_limited_by_every_group_above(tmp_path, lines, limits):
     assert sorted(cgroup_limits(lines, tmp_path)) == limits
 
 
-def test_this_process_has_memory():
-    assert memory_bytes() > 1e8
+@pytest.mark.parametrize(("limit", "share"), [(None, 1), ("max", 1), (1 << 62, 1), (1 << 20, 0)])
+def test_the_machines_memory_is_there_where_nothing_limits_it(tmp_path, monkeypatch, limit, share):
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    for folder in (tmp_path, tmp_path / "memory"):
+        folder.mkdir(exist_ok=True)
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            if limit is not None:
+                (folder / name).write_text(f"{limit}\n")
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory_bytes() == (whole if share else 1 << 20)

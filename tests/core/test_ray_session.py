@@ -148,6 +148,18 @@ def test_a_pool_that_is_gone_keeps_no_actor():
     actor.callbacks[0](None)  # a late answer changes nothing
 
 
+@pytest.mark.parametrize(("most", "size"), [(None, 3), (2, 2), (9, 3)])
+def test_a_pool_is_no_larger_than_its_work(monkeypatch, most, size):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    actors = SimpleNamespace(remote=lambda *_: Placed())
+    ray = SimpleNamespace(remote=lambda **_: lambda cls: actors)
+    monkeypatch.setattr(RaySession, "_open", lambda self: ray)
+    session = RaySession(ComputeSpec(workers=3))
+    pool = session.pool(object, most=most)
+    assert pool.size == size
+    assert session.pool(object, most=1) is pool
+
+
 def test_small_trainings_share_warm_processes_and_outlive_their_ends(tmp_path):
     """In a process of its own: Ray reads its settings where it is imported first."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -81,12 +81,12 @@ def test_folder_and_glob_read_files_in_sorted_order(tmp_path: Path) -> None:
 
 def test_hidden_folders_hold_no_rows_unless_they_are_named(tmp_path: Path) -> None:
     """A store, what Spark has not committed yet, and Delta's log of what is in a table."""
-    write(tmp_path / ".d/year=1/a.parquet", q=["1"], a=["A"])
-    for hidden in (".b3/pairs/x.parquet", "_temporary/0/y.parquet", "year=1/_delta_log/z.parquet"):
+    write(tmp_path / ".d/_year=1/a.parquet", q=["1"], a=["A"])
+    for hidden in (".b3/pairs/x.parquet", "_temporary/0/y.parquet", "_year=1/_delta_log/z.parquet"):
         write(tmp_path / ".d" / hidden, q=["no"], a=["no"])
     for uri in (".d", ".d/**", ".d/*/*.parquet", ".d/**/*.parquet"):
         assert read_rows(str(tmp_path / uri), COLUMNS)["query"].to_pylist() == ["1"], uri
-    for uri in (".d/_temporary", ".d/_temporary/**", ".d/**/_delta_log/*"):
+    for uri in (".d/_temporary", ".d/_temp*/**", ".d/**/_delta_log/*"):
         assert read_rows(str(tmp_path / uri), COLUMNS)["query"].to_pylist() == ["no"], uri
 
 

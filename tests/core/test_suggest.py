@@ -102,6 +102,20 @@ def test_sizes_fit_the_rows(tmp_path, rows):
     assert spec.mining.p + spec.mining.m <= max(2, left // 4)
 
 
+@pytest.mark.parametrize(
+    ("rows", "task", "cells"),
+    [
+        (200_000, "retrieval", None),
+        (220_000, "retrieval", 32_768),
+        (220_000, "classification", None),
+    ],
+)
+def test_many_rows_are_mined_in_cells(tmp_path, rows, task, cells):
+    columns = {"q": np.arange(rows).astype(str), "a": np.arange(rows).astype(str)}
+    spec, _ = written(save(tmp_path, columns), query="q", positive="a", task=task)
+    assert spec.mining.cell_rows == cells
+
+
 def test_what_was_said_stands(tmp_path):
     file = save(tmp_path, {"question": WORDS, "answer": OTHER})
     spec, _ = written(file, query="answer", positive="question", batch_size=48, k=24, p=3, m=7)
