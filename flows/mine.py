@@ -61,7 +61,8 @@ def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> 
     with session(spec.compute) as ray:
         if todo := missing(now.vectors, store):
             with gpu_turn(ray.compute):
-                _embed(todo, ray, store)
+                for group in _by_teacher(todo):
+                    _embed(group, ray, store)
                 ray.free_actors()  # what follows may take hours, and needs none of their GPUs
         lacking = missing(itertools.chain(now.ranks, now.graphs, now.communities), store)
         in_parts = {stage.dataset for stage in lacking if stage.in_parts}
@@ -121,6 +122,14 @@ def _make(stage: Stage, ray: RaySession, store: ArtifactStore) -> None:
 def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
     """Read the datasets, or find them read, and work out all that follows."""
     return Plan.of(spec, [read_pairs(d, spec.evaluate, store) for d in spec.datasets], store)
+
+
+def _by_teacher(todo: Iterable[Vectors]) -> Iterable[list[Vectors]]:
+    """Keep apart what different models embed: a warm process has room for one, and keeps it."""
+    groups: dict[str, list[Vectors]] = {}
+    for vectors in todo:
+        groups.setdefault(vectors.weights, []).append(vectors)
+    return groups.values()
 
 
 def _embed(todo: Sequence[Vectors], ray: RaySession, store: ArtifactStore) -> None:
