@@ -159,16 +159,22 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes.plot(*zip(*ours, strict=True), "o-", label="leiden-union, repulsion 5 to 0")
     peers = {row["method"]: row for row in rows if not is_ours(row["method"])}
     most = [max(row[axis] for row in rows) for axis in AXES]
+    touching = [each / 100 for each in most]
+    named: dict[str, list[str]] = {}  # by the first of those that lie on one another
     for name, row in peers.items():
-        x, y = (row[axis] for axis in AXES)
+        first = next((other for other in named if _near(peers[other], row, touching)), name)
+        named.setdefault(first, []).append(name)
+    for first, names in named.items():
+        x, y = (peers[first][axis] for axis in AXES)
         axes.plot(x, y, "s", color="0.45", markersize=5)
         beside = [
             other
-            for other in peers.values()
-            if 0 < other["too_hard"] - x < most[0] / 8 and abs(other["window"] - y) < most[1] / 30
+            for other in named
+            if peers[other]["too_hard"] > x
+            and _near(peers[first], peers[other], (most[0] / 8, most[1] / 30))
         ]
         side = {"xytext": (-5, -4), "ha": "right"} if beside else {"xytext": (5, -4)}
-        axes.annotate(name, (x, y), textcoords="offset points", fontsize=8, **side)
+        axes.annotate(", ".join(names), (x, y), textcoords="offset points", fontsize=8, **side)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=-0.25)  # room for the name of random communities, at the origin
     axes.legend(loc="lower right")
@@ -178,6 +184,11 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         raise InputError(
             f"{file} cannot be drawn: {reason(error)}", remedy="name it *.png, *.svg or *.pdf"
         ) from error
+
+
+def _near(a: Mapping[str, Any], b: Mapping[str, Any], within: Sequence[float]) -> bool:
+    """Say whether two points are no further apart than that, axis by axis."""
+    return all(abs(a[axis] - b[axis]) < most for axis, most in zip(AXES, within, strict=True))
 
 
 def _in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:
