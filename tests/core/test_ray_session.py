@@ -160,6 +160,7 @@ def test_a_pool_is_no_larger_than_its_work(monkeypatch, most, size):
     assert session.pool(object, most=1) is pool
 
 
+@pytest.mark.slow
 def test_small_trainings_share_warm_processes_and_outlive_their_ends(tmp_path):
     """In a process of its own: Ray reads its settings where it is imported first."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
