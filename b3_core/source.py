@@ -27,6 +27,7 @@ from b3_core.artifacts import canonical_json
 from b3_core.errors import InputError, RefusedError, UnreachableError, carries_credentials, reason
 from b3_core.formats import open_rows_of
 from b3_core.media_columns import MediaColumns, MediaOf
+from b3_core.paths import fixed_folder, is_hidden
 from b3_core.remote import Remote, ShortTransferError, open_fs
 
 #: What files of rows end with, in the order that a folder is searched for them.
@@ -295,7 +296,7 @@ def _matching(fs: Any, path: str) -> dict[str, dict[str, Any]]:
         info = fs.info(path)
     except FileNotFoundError:
         found = _glob(fs, path) if glob.has_magic(path) else {}
-        root = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0]
+        root = fixed_folder(path)
         meant = [part for part in path.split("/") if part.startswith(("_", "."))]
         return {
             file: info
@@ -319,17 +320,15 @@ def _matching(fs: Any, path: str) -> dict[str, dict[str, Any]]:
 
 
 def _hidden_folders(file: str, root: str, meant: Sequence[str] = ()) -> list[str]:
-    """Return the folders between ``root`` and a file that begin with ``_`` or ``.``.
+    """Return the hidden folders between ``root`` and a file.
 
-    But those that are ``meant``, by parts of a pattern that begin so too, and values of a column
-    that partitions a table (``_lang=en``).
+    But those that are ``meant``, by parts of a pattern that begin with ``_`` or ``.`` too.
     """
     folders = posixpath.relpath(file, root or "/" * file.startswith("/")).split("/")[:-1]
     return [
         folder
         for folder in folders
-        if folder.startswith(".") or (folder.startswith("_") and "=" not in folder)
-        if not any(fnmatch.fnmatchcase(folder, part) for part in meant)
+        if is_hidden(folder) and not any(fnmatch.fnmatchcase(folder, part) for part in meant)
     ]
 
 
@@ -342,7 +341,7 @@ def _glob(fs: Any, pattern: str) -> dict[str, dict[str, Any]]:
     if not isinstance(fs, Remote):
         found: dict[str, dict[str, Any]] = fs.glob(pattern, detail=True)
         return found
-    root = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+    root = fixed_folder(pattern)
     matches = re.compile(glob_translate(pattern)).match
     if "**" in pattern:
         below = fs.find(root, detail=True)

@@ -61,8 +61,11 @@ def mine_leg(plan: Plan, leg: int, spec: PipelineSpec, store: ArtifactStore) -> 
     with session(spec.compute) as ray:
         if todo := missing(now.vectors, store):
             with gpu_turn(ray.compute):
-                for group in _by_teacher(todo):
-                    _embed(group, ray, store)
+                groups = _by_teacher(todo)
+                # One pool for all: as many processes as the largest group has work for.
+                most = max(len(missing(_shards(group), store)) for group in groups)
+                for group in groups:
+                    _embed(group, ray, store, processes=min(TASKS_AT_ONCE, most))
                 ray.free_actors()  # what follows may take hours, and needs none of their GPUs
         lacking = missing(itertools.chain(now.ranks, now.graphs, now.communities), store)
         in_parts = {stage.dataset for stage in lacking if stage.in_parts}
@@ -124,29 +127,30 @@ def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
     return Plan.of(spec, [read_pairs(d, spec.evaluate, store) for d in spec.datasets], store)
 
 
-def _by_teacher(todo: Iterable[Vectors]) -> Iterable[list[Vectors]]:
+def _by_teacher(todo: Iterable[Vectors]) -> list[list[Vectors]]:
     """Keep apart what different models embed: a warm process has room for one, and keeps it."""
     groups: dict[str, list[Vectors]] = {}
     for vectors in todo:
         groups.setdefault(vectors.weights, []).append(vectors)
-    return groups.values()
+    return list(groups.values())
 
 
-def _embed(todo: Sequence[Vectors], ray: RaySession, store: ArtifactStore) -> None:
+def _embed(
+    todo: Sequence[Vectors], ray: RaySession, store: ArtifactStore, *, processes: int
+) -> None:
     """Embed the shards that are missing, each its own task on a warm actor, then join them.
 
     Those of all datasets at once: else each would end with a few processes at work. A single one,
     or no more rows than that, are embedded here, unless that is to be done elsewhere: to start Ray
     takes longer. Not beside a GPU that nobody reserved, which Ray hides from its processes.
     """
-    every = list(itertools.chain.from_iterable(vectors.shards for vectors in todo))
+    every = _shards(todo)
     shards = missing(every, store)
     few = len(shards) == 1 or _rows(shards) <= ray.compute.shard_rows
     if few and ray.on_this_cpu and not search.torch_sees_gpu():
         for shard in shards:
             run_stage(shard, store)
     elif shards:
-        processes = min(TASKS_AT_ONCE, len(shards))  # more would have no work
         with reporting.step("embed") as progress:
             rows = _rows(every)
             done = rows - _rows(shards)
@@ -161,6 +165,10 @@ def _embed(todo: Sequence[Vectors], ray: RaySession, store: ArtifactStore) -> No
                 progress(done, rows)
     for vectors in todo:
         run_stage(vectors, store)
+
+
+def _shards(todo: Iterable[Vectors]) -> list[Shard]:
+    return [shard for vectors in todo for shard in vectors.shards]
 
 
 def _rows(shards: Iterable[Shard]) -> int:

@@ -1,6 +1,5 @@
 """Where a dataset's rows are, and which columns are what."""
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -9,6 +8,7 @@ from pydantic import Field, model_validator
 
 from b3_core.config.base import Name, Spec, Uri
 from b3_core.config.models import TeacherSpec, TrainSpec
+from b3_core.paths import fixed, fixed_folder
 
 Task = Literal["retrieval", "grounding", "vqa", "classification"]
 
@@ -125,9 +125,8 @@ class DatasetSpec(Spec):
         """Folder or prefix that media are below."""
         if self.media.root is not None:
             return self.media.root
-        fixed = re.split(r"[*?[]", self.uri, maxsplit=1)[0]
-        is_file = fixed != self.uri or PurePosixPath(self.uri).suffix in DATA_SUFFIXES
-        return fixed.rpartition("/")[0] if is_file else fixed
+        is_file = fixed(self.uri) != self.uri or PurePosixPath(self.uri).suffix in DATA_SUFFIXES
+        return fixed_folder(self.uri) if is_file else self.uri
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from b3_core.config.models import PACKAGED
 from b3_core.config.pipeline import PipelineSpec
 from b3_core.errors import InputError
+from b3_core.paths import fixed_folder, is_hidden
 
 #: Files of a dataset as a store has them, by name.
 _KEPT = ("pairs/00000000000000000000/train.parquet", "corpus/00000000000000000000/train.parquet")
@@ -108,10 +109,9 @@ def _check_apart(dataset: str, uri: str, root: str) -> None:
 
         matches = re.compile(glob_translate(folder)).match
         taken = any(matches(f"{root}/{dataset}/{file}") for file in _KEPT)
-        folder = re.split(r"[*?[]", folder, maxsplit=1)[0].rpartition("/")[0]
-    below = posixpath.relpath(root, folder or "/").split("/")
-    hidden = any(part.startswith(("_", ".")) and part != "." for part in below)
-    if taken and below[0] != ".." and not hidden:
+        folder = fixed_folder(folder)
+    below = [part for part in posixpath.relpath(root, folder or "/").split("/") if part != "."]
+    if taken and ".." not in below[:1] and not any(map(is_hidden, below)):
         raise InputError(
             f"store.root {root} lies in the folder of dataset {dataset!r}, whose files it would be "
             "taken for",
