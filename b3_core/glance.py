@@ -7,7 +7,7 @@ Of large data only a part is read, so that the look takes seconds; what was read
 Legend: N rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from b3_core.errors import InputError
 from b3_core.formats import Rows, open_rows_of
 from b3_core.remote import Remote
-from b3_core.source import list_files, opened
+from b3_core.source import Blanks, check_columns, list_files, opened
 
 _FILES = 16  # opened at most
 _SCANNED = 100_000  # rows read of all files together
@@ -63,11 +63,11 @@ def glance(uri: str, *, limit: int = 2000) -> Glance:
     thin = _Thinned(limit)
     schemas: list[pa.Schema] = []
 
-    def look(rows: Rows) -> None:
+    def look(rows: Rows, file: str) -> None:
         schemas.append(rows.schema)
         names = [field.name for field in rows.schema if is_plain(field)]
         names = [name for name in names if rows.schema.names.count(name) == 1]
-        _scan(rows, names, thin, files)
+        _scan(rows, names, lambda batch, start: thin.add(batch), files)
 
     files.each(look)
     if not files.counted:
@@ -79,37 +79,59 @@ def glance(uri: str, *, limit: int = 2000) -> Glance:
     return Glance(uri, schemas[0], files.rows, files.exact, thin.table())
 
 
-def draw_rows(uri: str, columns: Sequence[str], *, limit: int, scan: bool = True) -> pa.Table:
+def draw_rows(
+    uri: str,
+    texts: Mapping[str, str],
+    media: Sequence[str] = (),
+    *,
+    limit: int,
+    may_lack: Collection[str] = (),
+) -> pa.Table:
     """Read some rows of a dataset, evenly spread over what is read of it.
 
     Parameters
     ----------
-    columns
-        Which; all must be there.
+    texts
+        Field of ``DatasetSpec`` -> column that holds its texts.
+    media
+        Columns of pictures and videos. With any, the first ``limit`` rows are read and no more.
     limit
         Rows at most.
-    scan
-        False: stop at the first ``limit`` rows, where rows carry media.
+    may_lack
+        Fields of ``texts`` that may be blank.
 
     Raises
     ------
     InputError
-        As :func:`glance`, or a column is not there.
+        As :func:`glance`; or a column is not there, holds something else, or is blank in a row
+        that was read.
     """
     files = _Files.of(uri)
     thin = _Thinned(limit)
+    blanks = {role: Blanks(name) for role, name in texts.items() if role not in may_lack}
+    columns = sorted({*texts.values(), *media})
 
-    def look(rows: Rows) -> None:
-        lacking = [name for name in columns if name not in rows.schema.names]
+    def look(rows: Rows, file: str) -> None:
+        check_columns(rows.schema, texts, file)
+        lacking = [name for name in media if name not in rows.schema.names]
         if lacking:
             raise InputError(
-                f"column {lacking[0]!r} is not in {uri}",
+                f"column {lacking[0]!r} is not in {file}",
                 expected=f"one of: {', '.join(rows.schema.names[:20])}",
                 remedy="correct the name in CONFIG",
             )
-        _scan(rows, list(columns), thin, files, most=_SCANNED if scan else limit)
+
+        def add(batch: pa.RecordBatch, start: int) -> None:
+            for role, blank in blanks.items():
+                text = batch.column(texts[role])
+                blank.look(text.cast(pa.string()), file, start)
+            thin.add(batch)
+
+        _scan(rows, columns, add, files, most=limit if media else _SCANNED)
 
     files.each(look)
+    for blank in blanks.values():
+        blank.refuse()
     return thin.table()
 
 
@@ -123,7 +145,7 @@ def count_rows(uri: str) -> int:
     """
     files = _Files.of(uri)
 
-    def look(rows: Rows) -> None:
+    def look(rows: Rows, file: str) -> None:
         if rows.count is None:
             files.count(sum(len(batch) for batch in rows.batches(rows.schema.names[:1])))
         else:
@@ -163,14 +185,14 @@ class _Files:
         step = -(-len(files) // _FILES)
         return cls(fs, files, list(files)[::step])
 
-    def each(self, look: Callable[[Rows], None]) -> None:
+    def each(self, look: Callable[[Rows, str], None]) -> None:
         """Open one file after another; what goes wrong while one is looked at is one line."""
         for file in self.chosen:
             with (
                 opened(self.fs, file, self.files[file]) as stream,
                 open_rows_of(stream, file, remote=isinstance(self.fs, Remote)) as rows,
             ):
-                look(rows)
+                look(rows, file)
 
     def count(self, rows: int) -> None:
         self.counted += rows
@@ -213,14 +235,22 @@ class _Thinned:
 
 
 def _scan(
-    rows: Rows, columns: list[str], thin: _Thinned, files: _Files, *, most: int = _SCANNED
+    rows: Rows,
+    columns: list[str],
+    add: Callable[[pa.RecordBatch, int], None],
+    files: _Files,
+    *,
+    most: int = _SCANNED,
 ) -> None:
-    """Read the head of one file, its share of ``most`` rows, and count it."""
+    """Read the head of one file, its share of ``most`` rows, and count it.
+
+    ``add`` is told each batch of it, and the place of its first row.
+    """
     share = -(-most // len(files.chosen))
     read = 0
     for batch in rows.batches(columns):
         if read < share:
-            thin.add(batch.slice(0, share - read))
+            add(batch.slice(0, share - read), read)
         read += len(batch)
         if read >= share and rows.count is not None:
             break

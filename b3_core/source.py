@@ -32,6 +32,11 @@ from b3_core.remote import Remote, ShortTransferError, open_fs
 
 #: What files of rows end with, in the order that a folder is searched for them.
 FORMATS = (".parquet", ".arrow", ".tar")
+#: What to do about a column of lists.
+LISTS = (
+    "write one row for each value of a list, with the query as group (README, 'Your own "
+    "data', shows how)"
+)
 _COLUMNS_NAMED = 20  # of a wide file, in an error message
 # Of texts without such a character tokenizers leave nothing: spaces, controls, marks that stand on
 # nothing, and what takes the place of bytes that were no text.
@@ -189,7 +194,7 @@ def read_rows(
     fs, files = list_files(uri)
     # A side without a column of text has blank texts.
     roles = list(dict.fromkeys([*columns, *([] if media is None else media.sides)]))
-    blanks = {role: _Blanks(columns.get(role, role)) for role in roles}
+    blanks = {role: Blanks(columns.get(role, role)) for role in roles}
     batches = []
     for file, info in files.items():
         start = 0
@@ -197,7 +202,7 @@ def read_rows(
             opened(fs, file, info) as stream,
             open_rows_of(stream, file, remote=isinstance(fs, Remote)) as rows,
         ):
-            _check_columns(rows.schema, columns, file)
+            check_columns(rows.schema, columns, file)
             picked = None if media is None else MediaOf(media, fs, file, rows.schema)
             wanted = [*columns.values(), *(picked.columns if picked else ())]
             for batch in rows.batches(wanted):
@@ -226,7 +231,7 @@ def read_rows(
 
 
 @dataclass
-class _Blanks:
+class Blanks:
     """How many values of a column are null or blank, and where the first one is."""
 
     column: str
@@ -362,7 +367,19 @@ def _listed(fs: Remote, folder: str) -> list[dict[str, Any]]:
     return [info for info in inside if info["name"].rstrip("/") != folder]
 
 
-def _check_columns(schema: pa.Schema, columns: Mapping[str, str], file: str) -> None:
+def check_columns(schema: pa.Schema, columns: Mapping[str, str], file: str) -> None:
+    """Check that a file has columns, and that they hold text.
+
+    Parameters
+    ----------
+    columns
+        Field of ``DatasetSpec`` -> column of the file.
+
+    Raises
+    ------
+    InputError
+        A column is not there, or twice, or holds something else.
+    """
     for role, name in columns.items():
         if schema.names.count(name) != 1:
             twice = name in schema.names
@@ -381,8 +398,16 @@ def _check_columns(schema: pa.Schema, columns: Mapping[str, str], file: str) -> 
             raise InputError(
                 f"column {name!r} of {file} holds {kind}",
                 expected="text or integers" if role == "group" else "text",
-                remedy=f"convert it, or set '{role}' of the dataset to another column",
+                remedy=LISTS
+                if is_list(value)
+                else f"convert it, or set '{role}' of the dataset to another column",
             )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Tell whether a column holds lists, of positives for example."""
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in (*tests, pa.types.is_list_view, pa.types.is_large_list_view))
 
 
 def _is_text(kind: pa.DataType) -> bool:

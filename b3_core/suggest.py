@@ -17,7 +17,7 @@ import pyarrow as pa
 from b3_core.config import DEFAULT_P, MiningSpec
 from b3_core.errors import InputError
 from b3_core.glance import IMAGE_NAMES, VIDEO_NAMES, Glance, is_plain
-from b3_core.source import visible
+from b3_core.source import LISTS, is_list, visible
 
 #: What columns are called, most telling first.
 _NAMES: Mapping[str, Sequence[str]] = {
@@ -126,7 +126,7 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
             raise InputError(
                 f"column {given[role]!r} of {seen.uri} holds {kind}, or only blanks or paths",
                 expected=f"texts: {', '.join(texts) or 'there is no such column'}",
-                remedy=f"correct --{role}",
+                remedy=LISTS if is_list(kind) else f"correct --{role}",
             )
     columns = {role: column for role, column in given.items() if role != "task"}
     task = given.get("task")
@@ -354,8 +354,13 @@ def _check_sides(columns: Mapping[str, str], seen: Glance) -> None:
                 f"none of the columns of {seen.uri} looks like a {side}: "
                 f"{', '.join(seen.schema.names[:20])}",
                 expected="a column of texts, or of images",
-                remedy=f"name it with --{side}, or --{side}-image",
+                remedy=_remedy_of_lists(seen) or f"name it with --{side}, or --{side}-image",
             )
+
+
+def _remedy_of_lists(seen: Glance) -> str | None:
+    lists = [field.name for field in seen.schema if is_list(field.type)]
+    return f"{', '.join(lists[:5])} hold lists: {LISTS}" if lists else None
 
 
 def _is_label(seen: Glance, column: str) -> bool:

@@ -78,7 +78,7 @@ def draw(spec: PipelineSpec, folder: Path, *, rows: int) -> Sample:
                 remedy="mine a part of it first, and look at its record",
             )
         texts = {
-            column
+            role: column
             for role in ("query", "positive", "group", "negative")
             if (column := getattr(dataset, role)) is not None
         }
@@ -86,7 +86,8 @@ def draw(spec: PipelineSpec, folder: Path, *, rows: int) -> Sample:
         # Pictures take long to look at, but what is drawn must be more than a batch.
         batch = max(spec.arm(name)[1].batch_size for name in spec.arm_names)
         most = min(rows, max(_MEDIA_ROWS, 6 * batch)) if media else rows
-        columns = sorted(texts | media)
+        # Beside a picture a text may be blank; negatives of MMEB may be neither.
+        may_lack = {*dataset.media_columns, *(["negative"] if dataset.layout == "mmeb" else [])}
         update: dict[str, object] = {
             "media": dataset.media.model_copy(update={"root": dataset.media_root, "bad": "skip"})
         }
@@ -94,7 +95,7 @@ def draw(spec: PipelineSpec, folder: Path, *, rows: int) -> Sample:
             uri = getattr(dataset, field)
             if uri is None:
                 continue
-            table = draw_rows(uri, columns, limit=limit, scan=not media)
+            table = draw_rows(uri, texts, sorted(media), limit=limit, may_lack=may_lack)
             if field == "uri":
                 table = table.take(pa.array(rng.permutation(len(table))))
                 counts[dataset.name] = len(table)

@@ -1,5 +1,7 @@
 """A CONFIG out of a look at data: roles by name and content, and text that reads back the same."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -210,10 +212,51 @@ def test_rows_are_counted_over_files_and_drawn_from_all_of_them(tmp_path):
     for number in range(3):
         save(tmp_path, {"q": [f"{number} {i}" for i in range(1000)]}, f"{number}.parquet")
     assert count_rows(str(tmp_path)) == 3000
-    drawn = draw_rows(str(tmp_path), ["q"], limit=100)["q"].to_pylist()
+    drawn = draw_rows(str(tmp_path), {"query": "q"}, limit=100)["q"].to_pylist()
     assert 40 <= len(drawn) <= 100 and {text[0] for text in drawn} == {"0", "1", "2"}
     seen = glance(str(tmp_path))
     assert (seen.rows, seen.exact) == (3000, True)
+
+
+@pytest.mark.parametrize("given", [{}, {"positive": "pos"}])
+def test_lists_of_positives_are_named_with_what_to_do(tmp_path, given):
+    file = save(tmp_path, {"query": WORDS, "pos": [[text] for text in OTHER]})
+    with pytest.raises(InputError, match="pos.*write one row for each value of a list"):
+        written(file, **given)
+
+
+def test_what_readme_does_with_lists_makes_rows_that_are_told(tmp_path, monkeypatch):
+    negatives = [[f"no {text}", "another"] for text in OTHER]
+    lists = {"query": WORDS, "pos": [[text, text.upper()] for text in OTHER], "neg": negatives}
+    lists["pos"][3], lists["neg"][5] = [], []
+    save(tmp_path, lists, "lists.parquet")
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    block = readme.split("```python\n")[1].split("```")[0]
+    assert "lists.parquet" in block
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    _, found = written(tmp_path / "pairs.parquet")
+    assert dict(found.columns) == {
+        **{"query": "query", "positive": "pos"},
+        **{"negative": "neg", "group": "group"},
+    }
+    rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    assert len(rows) == 2 * 398  # one had no positives, one no negatives
+    assert rows[1] == {
+        **{"query": WORDS[0], "pos": OTHER[0].upper()},
+        **{"neg": f"no {OTHER[0]}", "group": WORDS[0]},
+    }
+
+
+@pytest.mark.parametrize("bad", [None, " "])
+def test_a_blank_text_is_named_by_its_file_and_row(tmp_path, bad):
+    save(tmp_path, {"q": WORDS}, "0.parquet")
+    save(tmp_path, {"q": [*WORDS[:7], bad, *WORDS[8:]]}, "1.parquet")
+    with pytest.raises(
+        InputError, match=r"'q' is null or blank in 1 row, first in row 7 of .*1\.p"
+    ):
+        draw_rows(str(tmp_path), {"query": "q"}, limit=10)
+    assert len(draw_rows(str(tmp_path), {"query": "q"}, limit=10, may_lack=["query"]))
 
 
 def test_of_many_files_some_are_opened(tmp_path):
