@@ -1,9 +1,11 @@
 """Communities of an earlier state of the rows, mended where rows came or went.
 
-    labels of then, where each row was -> seat:   rows that are still there stay where they are
+    labels of then, where each row was -> seat:   rows that are still there stay where they are, but
+                                                  for edited ones that are tied more elsewhere
                                        -> settle: the others into the holes, where they tie most
                                        -> swap:   exchanges among the communities that changed,
-                                                  and those that fresh rows are tied to most
+                                                  the one each of the others is tied to most, and
+                                                  more that they are tied to, up to a share
                                        -> Partition
 
 All other communities keep their rows, so that batches built on them change as little as the data.
@@ -25,9 +27,10 @@ from b3_core.graph import CsrGraph
 from b3_core.progress import Progress, silent
 from b3_core.swap import Net, refine
 
-VERSION = 1
+VERSION = 2
 
-# Share of the communities that take part in exchanges; more, if more lost or gained a row.
+# Share of the communities that take part in exchanges; more, if more lost or gained a row, or are
+# what a fresh row is tied to most.
 OPEN_SHARE = 0.14
 
 
@@ -61,8 +64,8 @@ def mend(
     before_N
         Where each row was; -1 where it is fresh.
     edited_N
-        Rows that were there, but are not what they were: they begin where they are, and their
-        communities are among the first to take part in exchanges.
+        Rows that were there, but are not what they were. They begin where they are unless they are
+        tied more to another community; then they are as fresh ones.
     attract, repel, group_N, spec, rng, progress
         As :func:`b3_core.balance.balance` has them.
 
@@ -83,6 +86,7 @@ def mend(
     kept_N = before_N >= 0
     was_N = np.where(kept_N, then_O[before_N], -1)
     label_N, free_C = _seat(was_N, net, spec.k)
+    _unseat(net, label_N, free_C, np.flatnonzero(edited_N))
     loose_L = np.flatnonzero(label_N < 0)
     open_C = free_C > 0
     settle(net, label_N, free_C, loose_L)
@@ -125,6 +129,44 @@ def _least_tied(net: Net, row_X: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     return row_X[np.argsort(inside.sum(axis=1), kind="stable")]
 
 
+def _unseat(
+    net: Net, label_N: Labels, free_C: npt.NDArray[np.int64], edited_E: npt.NDArray[np.intp]
+) -> None:
+    """Take edited rows that are tied more to another community out of theirs, in place."""
+    edited_E = edited_E[label_N[edited_E] >= 0]
+    best_E, tie_E, own_E = _best(net, label_N, edited_E, communities=len(free_C))
+    own = label_N[edited_E]
+    astray_E = (best_E != own) & (tie_E > own_E)
+    free_C += np.bincount(own[astray_E], minlength=len(free_C))
+    label_N[edited_E[astray_E]] = -1
+
+
+def _ties(net: Net, label_N: Labels, row_X: npt.NDArray[np.intp], *, communities: int) -> csr_array:
+    """Return how much a few rows are tied to each community, X x C; what has none counts not."""
+    edges = _graph(net)[row_X]
+    label = label_N[edges.indices]
+    weight = np.where(label >= 0, edges.data, 0.0)
+    ties = csr_array((weight, np.maximum(label, 0), edges.indptr), shape=(len(row_X), communities))
+    ties.sum_duplicates()
+    return ties
+
+
+def _best(
+    net: Net, label_N: Labels, row_X: npt.NDArray[np.intp], *, communities: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return what a few rows are tied to most, how much, and how much to their own community."""
+    ties = _ties(net, label_N, row_X, communities=communities)
+    if not len(row_X):
+        return np.empty(0, np.int64), np.empty(0), np.empty(0)
+    best_X = np.asarray(ties.argmax(axis=1)).ravel()
+    rows = np.arange(len(row_X))
+    tie_X, own_X = (
+        np.asarray(ties[rows, column], np.float64).ravel()
+        for column in (best_X, np.maximum(label_N[row_X], 0))
+    )
+    return best_X, tie_X, own_X
+
+
 def _tied(
     net: Net,
     label_N: Labels,
@@ -133,15 +175,20 @@ def _tied(
     share: float,
     but: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    """Choose the communities that other rows than before are tied to most, up to a share of all."""
-    edges = _graph(net)[other_L]
-    tie_C = np.bincount(label_N[edges.indices], weights=edges.data, minlength=len(but))
-    tie_C[but] = 0.0
-    most = max(int(share * len(but)) - int(but.sum()), 0)
-    chosen_C = np.argsort(-tie_C, kind="stable")[:most]
+    """Choose what each of the other rows is tied to most, and more of what they are tied to.
+
+    More only up to a share of all communities, ``but`` and the first included: in holes alone, a
+    fresh row would hardly meet what is like it.
+    """
+    best_L, most_L, _ = _best(net, label_N, other_L, communities=len(but))
     tied_C = np.zeros(len(but), bool)
+    tied_C[best_L[most_L > 0]] = True
+    tie_C = _ties(net, label_N, other_L, communities=len(but)).sum(axis=0)
+    tie_C[but | tied_C] = 0.0
+    room = max(int(share * len(but)) - int((but | tied_C).sum()), 0)
+    chosen_C = np.argsort(-tie_C, kind="stable")[:room]
     tied_C[chosen_C[tie_C[chosen_C] > 0]] = True
-    return tied_C
+    return tied_C & ~but
 
 
 def _swap(

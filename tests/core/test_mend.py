@@ -120,6 +120,63 @@ def test_rows_that_change_a_little_leave_most_communities_alone():
     assert mended.partition.objective > 0.98 * whole.objective
 
 
+def topics(rng, rows):
+    """Return a graph of rows in 60 topics, most of its edges inside them, and the topics."""
+    topic_N = rng.integers(0, 60, rows)
+    one_E = rng.integers(0, rows, 12 * rows)
+    order = np.argsort(topic_N, kind="stable")
+    place = np.argsort(order)
+    near_E = np.clip(place[one_E] + rng.integers(-30, 31, len(one_E)), 0, rows - 1)
+    other_E = order[near_E]
+    edges = {(min(a, b), max(a, b)) for a, b in zip(one_E.tolist(), other_E.tolist(), strict=True)}
+    return graph_of(rows, [(a, b, 1.0) for a, b in sorted(edges) if a != b])
+
+
+def inside(graph, label_N, row_X):
+    """Return the mean number of edges that rows have inside their communities."""
+    found = [
+        (label_N[graph.indices[graph.indptr[row] : graph.indptr[row + 1]]] == label_N[row]).sum()
+        for row in row_X
+    ]
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("edited", [True, False], ids=["replaced in place", "gone and new"])
+def test_rows_that_are_new_meet_what_is_like_them(edited):
+    """Where many communities have holes, too; and where a row stands that another was."""
+    rng, rows = np.random.default_rng(4), 2000
+    spec = MiningSpec(k=32)
+    common = {"repel": None, "group_N": np.arange(rows, dtype=np.int32), "spec": spec}
+    start = np.zeros(rows, np.int32)
+    then_graph = topics(rng, rows)
+    then = balance(start, attract=then_graph, **common, rng=np.random.default_rng(0))
+    changed = np.sort(rng.choice(rows, 40, replace=False))
+    # The edges of two rows exchanged: each is what another was.
+    name_N = np.arange(rows)
+    name_N[changed] = np.roll(changed, 1)
+    table = then_graph
+    rows_of = np.repeat(np.arange(rows), np.diff(table.indptr))
+    pairs = zip(name_N[rows_of].tolist(), name_N[table.indices].tolist(), strict=True)
+    now = graph_of(rows, [(a, b, 1.0) for a, b in pairs if a < b])
+    before_N, edited_N = np.arange(rows), np.zeros(rows, bool)
+    if edited:
+        edited_N[changed] = True
+    else:
+        before_N[changed] = -1
+    mended = mend(
+        then.label_N,
+        before_N,
+        edited_N=edited_N,
+        attract=now,
+        **common,
+        rng=np.random.default_rng(0),
+    )
+    whole = balance(start, attract=now, **common, rng=np.random.default_rng(1))
+    met = inside(now, mended.partition.label_N, changed)
+    assert met > 0.85 * inside(now, whole.label_N, changed)
+    assert mended.partition.objective > 0.97 * whole.objective
+
+
 def test_arrays_of_other_rows_are_refused():
     with pytest.raises(ValueError, match="rows"):
         mend(
