@@ -19,7 +19,7 @@ from b3_core.communities import Partition
 from b3_core.config import BatchSpec
 from b3_core.deal import Deck, DeckRows, Rows, apart, repeats
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +176,7 @@ def plan_batches(
         ``across``, where communities count for nothing.
     group_of
         Groups of each dataset's rows. No group is twice in a batch where that can be avoided: in
-        random batches always, else by a bounded search (``b3_core.deal``).
+        epochs of random batches always, else by a bounded search (``b3_core.deal``).
     variant_of
         For each epoch which of a dataset's partitions it uses; the first if empty.
     weight_of

@@ -5,8 +5,8 @@
             or some of both, as the curriculum says
 
 Communities are regrouped every epoch. A deck leaves N mod batch_size rows out of an epoch, whole
-communities as far as possible, and other ones every time; in the first any row is as likely to be
-left out as another, those of the short community too.
+communities as far as possible, and other ones every time; any row is as likely to be left out as
+another, those of the short community too.
 
 Legend: N rows, K rows of a community, C full communities, U communities that take part,
 S batches, B rows of a batch, P communities of a batch (P K = B), L rows left out, D datasets.
@@ -97,13 +97,24 @@ class Deck:
         self.epochs += 1
         order_U = self.rng.permutation(len(row_UK))
         each = self.batch_size // row_UK.shape[1]
-        shares = np.cumsum([share for share, _ in segments])
-        ends = np.rint(shares * (len(row_UK) // each)).astype(int)[:-1] * each
-        parts = np.split(order_U, ends)
+        ends = self._ends([share for share, _ in segments], len(row_UK) // each)
+        if all(phase.random_share == 1 for _, phase in segments):
+            # Dealt at once: parts that are cut beforehand could hold a group in too few batches.
+            rows_SB, communities_SB = self._deal(row_UK[order_U], community_UK[order_U], 1)
+            cuts = np.split(rows_SB, ends), np.split(communities_SB, ends)
+            return list(zip(*cuts, strict=True))
+        parts = np.split(order_U, ends * each)
         return [
             self._deal(row_UK[part_U], community_UK[part_U], phase.random_share)
             for part_U, (_, phase) in zip(parts, segments, strict=True)
         ]
+
+    def _ends(self, share_of: Sequence[float], batches: int) -> Rows:
+        """Return after which batch each part of an epoch ends, but for the last."""
+        if len(share_of) == 1:
+            return np.empty(0, np.int32)
+        # Up or down by chance: a part that is always too short for a batch would never have one.
+        return _rounded(np.cumsum(share_of)[:-1] * batches, rng=self.rng)
 
     def _deal(self, row_UK: Rows, community_UK: Rows, share: float) -> tuple[Rows, Rows]:
         """Deal communities to batches, a share of their places to rows drawn at random."""
@@ -114,11 +125,14 @@ class Deck:
             row_SB = _deal(row_UK.ravel(), self.rows.group_N, self.batch_size, rng=self.rng)
             return row_SB, np.full(row_SB.shape, -1, np.int32)
         each = self.batch_size // k
-        # Batch s gives floor((s + 1) share P) - floor(s share P) of its P places to random rows:
+        # Batch s gives round((s + 1) share P) - round(s share P) of its P places to random rows:
         # each the whole number below or above, and together their share; but where a group would
         # else be twice in a batch.
-        step_S = np.floor(np.arange(units // each + 1) * share * each + 1e-9).astype(int)
-        broken_S, broken = np.diff(step_S), step_S[-1]
+        broken_S = np.zeros(units // each, int)
+        if share:
+            step_S = _rounded(np.arange(len(broken_S) + 1) * share * each, rng=self.rng)
+            broken_S = np.diff(step_S)
+        broken = broken_S.sum()
         if broken:  # rows of one group in one unit could not be parted after this
             row_UK[:broken] = _deal(row_UK[:broken].ravel(), self.rows.group_N, k, rng=self.rng)
         community_UK[:broken] = -1
@@ -136,20 +150,17 @@ class Deck:
         Communities with a row that was left out last time come first. Rows that were left out and
         are in none of those chosen, as those of the short community, take the places of as many
         rows of the last communities chosen, and those are left out instead. There is room: fewer
-        rows were left out than fill a batch. Before the first epoch the short community counts as
-        left out, but for the share of times that any row is.
+        rows were left out than fill a batch. The short community, which no draw of whole ones
+        picks, counts as left out, but for as many times as any row is.
         """
         label_N, k = partition.label_N, partition.k
         order_N = np.lexsort((self.rng.random(len(label_N)), label_N)).astype(np.int32)
         whole = len(label_N) // k
         row_CK = order_N[: whole * k].reshape(whole, k)
-        left_L = self.left_L
-        if not self.epochs:
-            short = self.rng.random() >= len(label_N) % self.batch_size / len(label_N)
-            left_L = order_N[whole * k :] if short else order_N[:0]
+        units = len(label_N) // self.batch_size * (self.batch_size // k)
+        left_L = self._left(order_N[whole * k :], room=units * k)
         missed = np.unique(label_N[left_L])
         first_C = np.lexsort((self.rng.random(whole), ~np.isin(np.arange(whole), missed)))
-        units = len(label_N) // self.batch_size * (self.batch_size // k)
         row_UK = row_CK[first_C[:units]]
         # Rows that must stay come first in their community, so that it loses its last places.
         stays_UK = np.isin(row_UK, left_L)
@@ -163,6 +174,26 @@ class Deck:
             community_UK.flat[place_L] = label_N[absent_L] if together else -1
         self.left_L = np.setdiff1d(np.arange(len(label_N), dtype=np.int32), row_UK)
         return row_UK, community_UK
+
+    def _left(self, short_L: Rows, *, room: int) -> Rows:
+        """Return what must take part: the rows left out last time, and mostly a short community.
+
+        It is left out in a share s of the epochs, as any row is; since never twice in a row, in
+        s / (1 - s) of those that follow one in which it was not.
+        """
+        share = len(self.rows.group_N) % self.batch_size / len(self.rows.group_N)
+        if self.epochs:
+            if not short_L.size or np.isin(short_L, self.left_L).any():
+                return self.left_L
+            share /= 1 - share
+        if self.rng.random() < share or len(self.left_L) + len(short_L) > room:
+            return self.left_L
+        return np.concatenate([self.left_L, short_L])
+
+
+def _rounded(value_X: npt.NDArray[np.float64], *, rng: np.random.Generator) -> Rows:
+    """Round ascending numbers down or up, all by one chance; what is whole but for 1e-9 stays."""
+    return np.floor(value_X + 1e-9 + rng.random() * (1 - 2e-9)).astype(np.int32)
 
 
 def _deal(

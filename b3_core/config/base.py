@@ -28,4 +28,4 @@ Uri = Annotated[str, AfterValidator(_bare)]
 class Spec(BaseModel):
     """Base of every section: immutable, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

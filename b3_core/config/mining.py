@@ -126,17 +126,24 @@ class MiningSpec(Spec):
         return DEFAULT_P[task] if self.p is None else self.p
 
 
+MOST_EPOCHS = 32_767  # manifests number them in 16 bits
+
+
 class Phase(Spec):
     """A stretch of training whose batches are made in one way."""
 
     epochs: float = Field(
-        1.0, gt=0, description="How long it lasts; a fraction ends inside an epoch."
+        1.0,
+        gt=0,
+        le=MOST_EPOCHS,
+        description="How long it lasts; a fraction ends inside an epoch.",
     )
     random_share: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of each batch that is drawn at random; 1 for random batches.",
+        description="Share of the batches' places that go to rows drawn at random, k at a time; 1 "
+        "for random batches.",
     )
     k: int | None = Field(None, ge=2, description="Rows in a community, instead of mining.k.")
     repulsion: float | None = Field(None, ge=0, description="Instead of mining.repulsion.")
@@ -206,6 +213,8 @@ class BatchSpec(Spec):
     @model_validator(mode="after")
     def _whole_epochs(self) -> Self:
         total = sum(phase.epochs for phase in self.curriculum)
+        if total > MOST_EPOCHS:
+            raise ValueError(f"the phases last {total:g} epochs, more than {MOST_EPOCHS:,}")
         if self.epochs < 1 or abs(total - self.epochs) > _SLIVER:
             raise ValueError(f"the phases last {total:g} epochs, not a whole number")
         if self.curriculum[0].refresh:

@@ -114,30 +114,33 @@ def test_mined_batches_are_whole_communities_but_one_an_epoch(case):
                 assert max(part.label_N) in broken
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_remainder_and_the_rows_it_displaces_take_turns(seed):
-    """Ten rows, k = batch = 4: two batches an epoch, two rows left out."""
+@pytest.mark.parametrize("random_epochs", [0, 4])
+@pytest.mark.parametrize("rows", [10, 11, 26, 29])
+def test_every_epoch_leaves_out_any_row_as_often_as_another(rows, random_epochs):
+    """Those of the short community too: 2 of 10 rows, 3 of 11, 2 of 26, 5 of 29, in 400 plans."""
+    part = partition_of(rows, 4)
+    size = 8 if rows > 20 else 4
+    plans = [
+        plan_of([part], batch_size=size, epochs=4, random_epochs=random_epochs, seed=seed)
+        for seed in range(400)
+    ]
+    for epoch in range(4):
+        left = np.concatenate([left_of(plan, epoch) for plan in plans])
+        assert len(left) == 400 * (rows % size)
+        times_N = np.bincount(left, minlength=rows)
+        short_N = part.label_N == rows // 4
+        expected = 400 * (rows % size) / rows  # each row has a deviation of its root, or less
+        for mine_N in (short_N, ~short_N):
+            assert abs(times_N[mine_N].mean() - expected) < 4 * np.sqrt(expected)
+
+
+def test_what_one_epoch_leaves_out_beside_the_short_community_is_one_community_s():
     part = partition_of(10, 4)
-    plan = plan_of([part], batch_size=4, epochs=4, random_epochs=0, seed=seed)
-    left = [left_of(plan, epoch) for epoch in range(4)]
-    short = np.flatnonzero(part.label_N == 2).tolist()
-    turn = left.index(short)  # the first epoch's or the second's
-    assert left[turn + 2] == short
-    for epoch in (1 - turn, 3 - turn):
-        assert len(set(part.label_N[left[epoch]])) == 1
-        assert len(left[epoch]) == 2
-        assert not set(left[epoch]) & set(short)
-    assert plan.left_out[::2, 0].tolist() == [0, 1, 2, 3]
-    assert plan.left_out[:, 2].tolist() == sum(left, [])
-
-
-def test_a_single_epoch_leaves_out_any_row_as_often_as_another():
-    """Three of eleven rows, of the short community or not: 300 seeds, 82 times each."""
-    part = partition_of(11, 4)
-    plans = [plan_of([part], batch_size=4, epochs=1, random_epochs=0, seed=s) for s in range(300)]
-    times_N = np.bincount(np.concatenate([left_of(plan, 0) for plan in plans]), minlength=11)
-    assert times_N.sum() == 900
-    assert 55 < times_N.min() <= times_N.max() < 110
+    for seed in range(20):
+        plan = plan_of([part], batch_size=4, epochs=4, random_epochs=0, seed=seed)
+        left = [left_of(plan, epoch) for epoch in range(4)]
+        assert all(len(rows) == 2 and len(set(part.label_N[rows])) == 1 for rows in left)
+        assert plan.left_out[:, 2].tolist() == sum(left, [])
 
 
 def across(sizes, *, size, epochs, group_of, seed):
@@ -446,6 +449,42 @@ def test_a_share_of_each_batch_is_drawn_at_random(share, expected):
     assert sorted((random_SB.sum(axis=1) // 4).tolist()) == sorted(expected)
     drawn = part.label_N[plan.row_SB][random_SB].reshape(-1, 4)
     assert np.mean([len(set(four)) for four in drawn.tolist()]) > 3  # not a community as it was
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "k", "share"), [(64, 64, 32, 0.4), (300, 64, 32, 0.1), (288, 32, 32, 0.1)]
+)
+def test_a_share_is_kept_where_it_is_less_than_a_community_an_epoch(rows, size, k, share):
+    """On average: of one to nine batches an epoch, none has .4, .8 or .9 communities at random."""
+    part, found = partition_of(rows, k), []
+    curriculum = (Phase(epochs=4, random_share=share),)
+    for seed in range(100):
+        plan = plan_of([part], batch_size=size, curriculum=curriculum, seed=seed)
+        whole_SP = plan.community_SB.reshape(len(plan.community_SB), -1, k)
+        found.append((whole_SP < 0).all(axis=2).mean())
+    assert np.mean(found) == pytest.approx(share, rel=0.25)
+
+
+def test_a_short_phase_has_its_batches_on_average():
+    """A tenth of an epoch of three batches at random: every third epoch has one such batch."""
+    part, found = partition_of(24, 4), []
+    phases = (Phase(epochs=0.1, random_share=1), Phase(epochs=0.9))
+    for seed in range(300):
+        plan = plan_of([part], batch_size=8, curriculum=phases, seed=seed)
+        found.append((plan.community_SB < 0).all(axis=1).sum())
+    assert np.mean(found) == pytest.approx(0.3, abs=0.1)
+
+
+def test_random_phases_of_one_epoch_keep_groups_apart():
+    """Groups of as many rows as the epoch has batches: each once a batch, in both halves."""
+    group_N = (np.arange(64) % 8).astype(np.int32)
+    phases = (Phase(epochs=0.5, random_share=1), Phase(epochs=0.5, random_share=1, k=4))
+    for seed in range(20):
+        plan = plan_of(
+            [partition_of(64, 4)], group_of=[group_N], batch_size=8, curriculum=phases, seed=seed
+        )
+        plan.check([64])
+        assert plan.duplicates == 0
 
 
 def test_parting_groups_keeps_the_share_of_each_batch():

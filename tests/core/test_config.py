@@ -74,6 +74,13 @@ def test_a_folder_called_like_a_packaged_model_does_not_replace_it(config, tmp_p
         (LEAST + "mining: {resolutoin: 1}\n", "'mining.resolutoin'.*did you mean 'resolution'"),
         (LEAST.replace("positive:", "posiitve:"), "lacks 'datasets.0..positive'|posiitve"),
         ("datasets: []\n", "'datasets' in CONFIG"),
+        (LEAST + "batches: {curriculum: [{epochs: .inf}]}\n", "finite number|less than or equal"),
+        (LEAST + "batches: {curriculum: [{epochs: 40000}]}\n", "less than or equal to 32767"),
+        (
+            LEAST + "batches: {curriculum: [{epochs: 20000}, {epochs: 20000}]}\n",
+            "40000 epochs, more than 32,767",
+        ),
+        (LEAST + "mining: {repulsion: .inf}\n", "finite number"),
         (LEAST + "mining: {k: 1}\n", r"'mining\.k' in CONFIG is 1: .*greater than or equal to 2"),
         (LEAST + "compute: {gpus_per_worker: 1.5}\n", "whole GPUs: 2, 3"),
         (LEAST + "batches: {batch_size: 100}\n", "100, which is no multiple of k = 32"),
