@@ -259,7 +259,7 @@ def _nested(progress: Progress, place: int, of: int) -> Progress:
 
 @dataclass(frozen=True)
 class Evaluation(Stage):
-    """Held-out queries of every dataset against all of its positives."""
+    """Held-out queries of every dataset against all of its positives, each once."""
 
     student: Student
     spec: EvalSpec
@@ -373,13 +373,26 @@ class Judge:
             (ref.spec.name, "query", "positive"),
             (f"{ref.spec.name}-reverse", "positive", "query"),
         )[: 1 + reverse]:
+            row_Q = retrieval.distinct(heldout.table, asked)
+            corpus = everything.take(retrieval.distinct(everything, side))
             rank_Q = retrieval.rank_of_positive(
-                vectors(heldout.table, asked),
-                vectors(everything, side),
-                group_Q=heldout.group_N,
-                group_C=everything["group"].to_numpy(),
+                vectors(heldout.table.take(row_Q), asked),
+                vectors(corpus, side),
+                group_Q=heldout.group_N[row_Q],
+                group_C=corpus["group"].to_numpy(),
             )
-            reports.append(retrieval.EvalReport(name, rank_Q, len(everything), fingerprints))
+            reports.append(
+                retrieval.EvalReport(
+                    name,
+                    rank_Q,
+                    row_Q,
+                    # Queries of a class are no more alike than others: each is drawn by itself.
+                    row_Q if ref.spec.task == "classification" else heldout.group_N[row_Q],
+                    len(corpus),
+                    ref.spec.name,
+                    fingerprints,
+                )
+            )
         return reports
 
 

@@ -149,25 +149,19 @@ class Promotion:
         self, evaluation: Evaluation, standing: Standing, fair_T: Sequence[npt.NDArray[np.bool_]]
     ) -> compare.Interval:
         new, old = (self.store.get(stage.address) for stage in (evaluation, standing))
-        judged = [
-            (task, fair_Q)
-            for task, fair_Q in zip(new.counts["tasks"], fair_T, strict=True)
-            if fair_Q.any()
-        ]
-        reciprocal_2Q = [
-            np.concatenate(
-                [
-                    1 / retrieval.EvalReport.load(each, task).rank_Q[fair_Q]
-                    for task, fair_Q in judged
-                ]
-            )
-            for each in (new, old)
-        ]
+        tasks: list[compare.Task] = []
+        reciprocal_2TQ: tuple[list[npt.NDArray[np.float64]], ...] = ([], [])
+        for task, fair_N in zip(new.counts["tasks"], fair_T, strict=True):
+            reports = [retrieval.EvalReport.load(each, task) for each in (new, old)]
+            fair_Q = fair_N[reports[0].row_Q]
+            if fair_Q.any():
+                whole = reports[0].drawn
+                tasks.append(compare.Task(whole.unit_Q[fair_Q], whole.stratum))
+                for found, report in zip(reciprocal_2TQ, reports, strict=True):
+                    found.append(1 / report.rank_Q[fair_Q])
+        ours_1Q, theirs_1Q = (np.concatenate(found)[None] for found in reciprocal_2TQ)
         return compare.paired_bootstrap(
-            reciprocal_2Q[0][None],
-            reciprocal_2Q[1][None],
-            rng=generator(0, "promotion"),
-            tasks=[int(fair_Q.sum()) for _, fair_Q in judged],
+            ours_1Q, theirs_1Q, rng=generator(0, "promotion"), tasks=tasks
         )
 
     def _unseen(self, standing: Standing) -> list[npt.NDArray[np.bool_]]:

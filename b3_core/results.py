@@ -36,7 +36,7 @@ class Results(Stage):
 
     evaluations: tuple[tuple[str, Evaluation], ...]
     name: ClassVar[str] = "results"
-    version: ClassVar[int] = 10 * compare.VERSION + 4
+    version: ClassVar[int] = 10 * compare.VERSION + 5
 
     @property
     def dataset(self) -> str:  # noqa: D102 - the base class says it
@@ -109,7 +109,7 @@ def _table(
         for arm, runs in reports_of.items()
     }
     first = next(iter(reports_of.values()))[0]
-    tasks = [len(report.rank_Q) for report in first]
+    tasks = [report.drawn for report in first]
     rows = [
         {**row, **_interval(scores[arm], f"{metric}_", tasks=tasks), **effort_of[arm]}
         for arm, row in zip(means, compare.arms_table(means), strict=True)
@@ -159,7 +159,7 @@ def _interval(
     score_SQ: npt.NDArray[np.float64],
     prefix: str = "",
     *,
-    tasks: Sequence[int],
+    tasks: Sequence[compare.Task],
     other: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, float]:
     """Return the interval of mean scores, a row a seed and a column a query, or of a difference.
@@ -171,14 +171,15 @@ def _interval(
         score_SQ, against_SQ, rng=generator(0, "bootstrap"), tasks=tasks
     )
     bounds = {f"{prefix}low": found.low, f"{prefix}high": found.high}
-    return bounds if other is None else {"mean": found.mean, **bounds}
+    return bounds if other is None else {"mean": found.mean, **bounds, "seeds": len(score_SQ)}
 
 
 def _effort(students: Sequence[Student], store: ArtifactStore) -> dict[str, Any]:
-    """Say what an arm's training took: seeds, examples and mean seconds of a run."""
+    """Say what an arm's training took: seeds, batches, examples and mean seconds of a run."""
     counts = [store.get(student.address).counts for student in students]
     return {
         "seeds": [student.manifest.seed for student in students],
+        "batch_size": students[0].manifest.batching.batch_size,
         "examples_seen": counts[0]["examples_seen"],
         "seconds": round(float(np.mean([count["train_seconds"] for count in counts])), 2),
     }
@@ -191,7 +192,7 @@ def _report(title: str, table: Mapping[str, Any]) -> str:
     lines = [
         f"# {title}",
         "",
-        "Mean and standard deviation over seeds; equal examples, initial weights and batch size.",
+        f"Mean and standard deviation over seeds; {_equal(rows)}.",
         "",
         f"| arm | {' | '.join(metrics)} | examples seen | seeds |",
         "|" + "-|" * (len(metrics) + 3),
@@ -205,6 +206,16 @@ def _report(title: str, table: Mapping[str, Any]) -> str:
         f"- {sentence}" for sentence in compare.sentences(table["differences"], table["metric"])
     ]
     return "\n".join(lines) + "\n"
+
+
+def _equal(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say whether arms saw as many examples, in batches of the same size."""
+    words = {"examples_seen": "examples", "batch_size": "batch size"}
+    differs = [key for key in words if len({row[key] for row in rows}) > 1]
+    equal = "".join(f", {word}" for key, word in words.items() if key not in differs)
+    values = {key: ", ".join(f"{row['arm']} {row[key]:,}" for row in rows) for key in differs}
+    unequal = [f"; not equal: {words[key]} ({each})" for key, each in values.items()]
+    return f"equal initial weights{equal}{''.join(unequal)}"
 
 
 def _with_spread(row: Mapping[str, Any], metric: str) -> str:

@@ -1,16 +1,16 @@
 """Arms compared: what differs by more than the luck of seeds and queries.
 
-Legend: S seeds, Q queries, R resamples.
+Legend: S seeds, Q queries, U units, R resamples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 2
-_BLOCK = 1 << 22  # query weights held at a time
+VERSION = 3
+_BLOCK = 1 << 22  # weights of units held at a time
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,21 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """The queries of one task, and which of them a resample draws together."""
+
+    unit_Q: npt.NDArray[np.int64]
+    """Queries that are no independent draws, such as those of one group, have the same unit."""
+    stratum: str
+    """Tasks of the same stratum, such as both directions of a dataset, have the same units."""
+
+
+def independent(*sizes: int) -> list[Task]:
+    """Return tasks of so many queries, each query a unit of its own."""
+    return [Task(np.arange(size), f"task {number}") for number, size in enumerate(sizes)]
+
+
 def paired_bootstrap(
     a_SQ: npt.NDArray[np.float64],
     b_SQ: npt.NDArray[np.float64],
@@ -29,24 +44,26 @@ def paired_bootstrap(
     rng: np.random.Generator,
     resamples: int = 2000,
     level: float = 0.95,
-    tasks: Sequence[int] = (),
+    tasks: Sequence[Task] = (),
 ) -> Interval:
     """Bootstrap the mean of ``a - b`` over seeds and queries at once.
 
     A seed moves all queries of an arm together, and a query all seeds, so each resample draws
     seeds and queries independently, both with replacement (Owen 2007, "The pigeonhole bootstrap").
-    A score of one arm always stays with the other arm's of the same seed and query.
+    A score of one arm always stays with the other arm's of the same seed and query. Queries of one
+    unit are drawn together, a mean being that of the queries drawn.
 
-    With a single seed the interval tells about queries only; with few seeds it is too narrow, for
-    resampling S values shrinks their variance by (S - 1) / S.
+    Resampling S values shrinks their variance by (S - 1) / S, which is much where S is three, so
+    what seeds move is scaled by the root of S / (S - 1) (Rao and Wu 1988, "Resampling inference
+    with complex survey data"). With a single seed the interval tells about queries only.
 
     Parameters
     ----------
     a_SQ, b_SQ
         A score of each seed and query, such as reciprocal ranks; the same seeds and queries.
     tasks
-        How many queries each task has, in their order: the mean is over tasks then, whatever their
-        size, and queries are drawn within each. By default all are of one.
+        The tasks of the queries, in their order: the mean is over tasks then, whatever their size,
+        and units are drawn within each stratum. By default all are of one, each its own unit.
 
     Raises
     ------
@@ -56,31 +73,69 @@ def paired_bootstrap(
     if a_SQ.shape != b_SQ.shape or a_SQ.ndim != 2 or a_SQ.size == 0:
         raise ValueError(f"shapes {a_SQ.shape} and {b_SQ.shape} are not both (seeds, queries)")
     difference_SQ = np.asarray(a_SQ, np.float64) - b_SQ
-    sizes = tuple(tasks) or difference_SQ.shape[1:]
+    tasks = tasks or independent(difference_SQ.shape[1])
+    sizes = [len(task.unit_Q) for task in tasks]
     if sum(sizes) != difference_SQ.shape[1] or min(sizes) < 1:
         raise ValueError(f"tasks of {sizes} queries, of {difference_SQ.shape[1]} in all")
-    task_TSQ = np.split(difference_SQ, np.cumsum(sizes)[:-1], axis=1)
-    mean_R = np.concatenate(list(_resampled(task_TSQ, rng, resamples)))
+    parts = np.split(difference_SQ, np.cumsum(sizes)[:-1], axis=1)
+    mean_R = np.concatenate(list(_resampled(_strata(parts, tasks), rng, resamples)))
     low, high = np.quantile(mean_R, [(1 - level) / 2, (1 + level) / 2])
-    mean = float(np.mean([value_SQ.mean() for value_SQ in task_TSQ]))
+    mean = float(np.mean([value_SQ.mean() for value_SQ in parts]))
     return Interval(mean, float(low), float(high))
 
 
+@dataclass(eq=False)
+class _Stratum:
+    """Units that are drawn together, and what each of its tasks has of them."""
+
+    units: int
+    sum_TSU: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    count_TU: list[npt.NDArray[np.int64]] = field(default_factory=list)
+
+
+def _strata(parts: Sequence[npt.NDArray[np.float64]], tasks: Sequence[Task]) -> list[_Stratum]:
+    """Sum the scores of each unit."""
+    strata: dict[str, _Stratum] = {}
+    for name in dict.fromkeys(task.stratum for task in tasks):
+        mine = [
+            (part, task) for part, task in zip(parts, tasks, strict=True) if task.stratum == name
+        ]
+        unit, code = np.unique(
+            np.concatenate([task.unit_Q for _, task in mine]), return_inverse=True
+        )
+        found = strata[name] = _Stratum(len(unit))
+        ends = np.cumsum([len(task.unit_Q) for _, task in mine])[:-1]
+        for (value_SQ, _), code_Q in zip(mine, np.split(code, ends), strict=True):
+            found.sum_TSU.append(
+                np.stack([np.bincount(code_Q, row_Q, len(unit)) for row_Q in value_SQ])
+            )
+            found.count_TU.append(np.bincount(code_Q, minlength=len(unit)))
+    return list(strata.values())
+
+
 def _resampled(
-    task_TSQ: Sequence[npt.NDArray[np.float64]], rng: np.random.Generator, resamples: int
+    strata: Sequence[_Stratum], rng: np.random.Generator, resamples: int
 ) -> Iterator[npt.NDArray[np.float64]]:
     """Yield the resampled means in blocks: how often each is drawn is its weight."""
-    seeds = len(task_TSQ[0])
-    step = max(1, _BLOCK // sum(value_SQ.shape[1] for value_SQ in task_TSQ))
+    seeds = len(strata[0].sum_TSU[0])
+    tasks = sum(len(stratum.sum_TSU) for stratum in strata)
+    step = max(1, _BLOCK // sum(stratum.units for stratum in strata))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
-        weight_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
+        drawn_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
+        weight_RS = 1 + np.sqrt(seeds / max(seeds - 1, 1)) * (drawn_RS - 1)
         total_R = np.zeros(size)
-        for value_SQ in task_TSQ:
-            queries = value_SQ.shape[1]
-            weight_RQ = rng.multinomial(queries, np.full(queries, 1 / queries), size=size)
-            total_R += ((weight_RS @ value_SQ) * weight_RQ).sum(axis=1) / value_SQ.size
-        yield total_R / len(task_TSQ)
+        for stratum in strata:
+            units = stratum.units
+            weight_RU = rng.multinomial(units, np.full(units, 1 / units), size=size)
+            for sum_SU, count_U in zip(stratum.sum_TSU, stratum.count_TU, strict=True):
+                sum_R = ((weight_RS @ sum_SU) * weight_RU).sum(axis=1) / seeds
+                count_R = weight_RU @ count_U
+                # A task of few units may have none in a resample: its mean stands for it.
+                none_R = count_R == 0
+                sum_R[none_R] = sum_SU.sum() / seeds / count_U.sum()
+                total_R += sum_R / np.maximum(count_R, 1)
+        yield total_R / tasks
 
 
 def arms_table(
@@ -115,6 +170,12 @@ def sentences(differences: Mapping[str, Mapping[str, float]], metric: str = "mrr
     called = {"mrr": "MRR"}.get(metric, metric)
     return [
         f"{pair}: {called} {found['mean']:+.4f}, 95 % interval [{found['low']:+.4f}, "
-        f"{found['high']:+.4f}] (paired bootstrap over seeds and queries)"
+        f"{found['high']:+.4f}] ({_of(found['seeds'])})"
         for pair, found in differences.items()
     ]
+
+
+def _of(seeds: float) -> str:
+    if seeds == 1:
+        return "paired bootstrap over queries alone: the luck of one seed is not in it"
+    return "paired bootstrap over seeds and queries"

@@ -1,6 +1,8 @@
 """Where the positive of each held-out query ranks among all entries of a corpus.
 
-Legend: Q queries, C corpus entries, D width.
+rows -> distinct: each query once, each positive once -> rank_of_positive -> EvalReport
+
+Legend: N rows, Q queries, C corpus entries, D width.
 """
 
 import json
@@ -10,15 +12,39 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from b3_core.artifacts import Artifact, Draft
 from b3_core.errors import InputError
+from b3_core.evaluate.compare import Task
 from b3_core.evaluate.tiles import Parts, ranks_of_best
+from b3_core.groups import codes, identities
 
-VERSION = 2
+VERSION = 3
 
 #: As :func:`retrieval_metrics` names them, in the order they are shown in.
 METRICS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10")
+_ARRAYS = ("ranks", "rows", "units")
+
+
+def distinct(rows: pa.Table, side: str) -> npt.NDArray[np.int64]:
+    """Find the first row of each side of each group, in order.
+
+    Rows that repeat a query, or a positive as every row of a class does, are one query and one
+    entry of the corpus: else a query would count as often as it has positives, and a wrong entry
+    would be ahead of the right one as often as it is there.
+
+    Parameters
+    ----------
+    rows
+        As :class:`b3_core.pairs.PairTable` has them.
+    side
+        ``query`` or ``positive``.
+    """
+    code_N = codes(identities(rows, side)).astype(np.int64)
+    group_N = rows["group"].to_numpy().astype(np.int64)
+    pair_N = code_N * (group_N.max(initial=-1) + 1) + group_N
+    return np.sort(np.unique(pair_N, return_index=True)[1])
 
 
 def rank_of_positive(
@@ -97,41 +123,69 @@ class EvalReport:
     Raises
     ------
     ValueError
-        A rank is not among the corpus, or there are none.
+        A rank is not among the corpus, there are none, or of another number than there are rows or
+        units.
     """
 
     task: str
     rank_Q: npt.NDArray[np.int64]
     """Rank of each query's best positive; 1 is first."""
+    row_Q: npt.NDArray[np.int64]
+    """The first held-out row with each query."""
+    unit_Q: npt.NDArray[np.integer]
+    """What a bootstrap draws together: queries of a group, which were held out together."""
     corpus: int
     """Entries that each query was ranked against."""
+    dataset: str
+    """Whose rows they are; a task may be its reverse."""
     fingerprints: Mapping[str, str]
     """What was evaluated: student, manifest, pairs."""
 
     def __post_init__(self) -> None:
         if not len(self.rank_Q) or not 1 <= self.rank_Q.min() <= self.rank_Q.max() <= self.corpus:
             raise ValueError(f"ranks {self.rank_Q} are not ranks among {self.corpus} entries")
+        if not len(self.rank_Q) == len(self.row_Q) == len(self.unit_Q):
+            raise ValueError(
+                f"{len(self.rank_Q)} ranks, {len(self.row_Q)} rows, {len(self.unit_Q)} units"
+            )
 
     @property
     def metrics(self) -> dict[str, float]:
         """As :func:`retrieval_metrics` defines them."""
         return retrieval_metrics(self.rank_Q)
 
+    @property
+    def drawn(self) -> Task:
+        """What a bootstrap draws together."""
+        return Task(self.unit_Q.astype(np.int64), self.dataset)
+
     def save(self, draft: Draft, name: str) -> None:
-        """Write ``<name>/report.json`` for people, and ``<name>/ranks.npy`` with it."""
+        """Write ``<name>/report.json`` for people, and ``<name>/ranks.npy`` and others with it."""
         report = {
             "task": self.task,
+            "dataset": self.dataset,
             "queries": len(self.rank_Q),
             "corpus": self.corpus,
             "metrics": self.metrics,
             "fingerprints": dict(self.fingerprints),
         }
         draft.write_json(f"{name}/report.json", report)
-        np.save(draft.path(f"{name}/ranks.npy"), self.rank_Q)
+        for file, value_Q in zip(_ARRAYS, (self.rank_Q, self.row_Q, self.unit_Q), strict=True):
+            np.save(draft.path(f"{name}/{file}.npy"), value_Q)
 
     @classmethod
     def load(cls, artifact: Artifact, name: str) -> Self:
         """Read a report back."""
         report = json.loads(artifact.path(f"{name}/report.json").read_bytes())
-        rank_Q = np.load(artifact.path(f"{name}/ranks.npy"), allow_pickle=False)
-        return cls(report["task"], rank_Q, report["corpus"], report["fingerprints"])
+        rank_Q, row_Q, unit_Q = (
+            np.load(artifact.path(f"{name}/{file}.npy"), allow_pickle=False) for file in _ARRAYS
+        )
+        return cls(
+            report["task"],
+            rank_Q,
+            row_Q,
+            unit_Q,
+            report["corpus"],
+            report["dataset"],
+            report["fingerprints"],
+        )

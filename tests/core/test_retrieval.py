@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,9 +12,15 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 
 from b3_core.artifacts import Address
 from b3_core.errors import InputError
-from b3_core.evaluate.retrieval import EvalReport, rank_of_positive, retrieval_metrics
+from b3_core.evaluate.retrieval import (
+    EvalReport,
+    distinct,
+    rank_of_positive,
+    retrieval_metrics,
+)
 from b3_core.packaged import static_teacher
 from b3_core.store import ArtifactStore
+from tests.conftest import examples
 
 
 def f32(rows) -> np.ndarray:
@@ -156,24 +163,77 @@ def test_metrics_agree_with_sentence_transformers():
         assert ours[name] == pytest.approx(theirs[their_name]), name
 
 
+def table(**columns):
+    return pa.table({**columns, "group": pa.array(columns["group"], pa.int32())})
+
+
+def test_a_side_is_there_once_for_each_group():
+    rows = table(
+        query=["a", "b", "a", "a", "c"],
+        positive=["x", "y", "x", "z", "y"],
+        group=[0, 1, 0, 2, 1],
+    )
+    # "a" asks for x and, elsewhere, for z: two queries. x and y are there twice.
+    assert distinct(rows, "query").tolist() == [0, 1, 3, 4]
+    assert distinct(rows, "positive").tolist() == [0, 1, 3]
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(
+    sides=st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from("wxyz")), min_size=1, max_size=30
+    ),
+    copies=st.lists(st.integers(0, 29), max_size=30),
+)
+def test_no_metric_changes_when_rows_are_repeated(sides, copies):
+    """With vectors that are those of the texts, as a student's are."""
+    vector_of = {c: np.random.default_rng(ord(c)).normal(size=4) for c in "abcdwxyz"}
+    sides = list(dict.fromkeys(sides))
+
+    def metrics(pairs):
+        rows = table(
+            query=[q for q, _ in pairs],
+            positive=[p for _, p in pairs],
+            group=["wxyz".index(p) for _, p in pairs],
+        )
+        rows = rows.take(distinct(rows, "query")), rows.take(distinct(rows, "positive"))
+        vectors = [
+            np.array([vector_of[c] for c in part[side].to_pylist()], np.float32)
+            for part, side in zip(rows, ("query", "positive"), strict=True)
+        ]
+        group_Q, group_C = (part["group"].to_numpy() for part in rows)
+        return retrieval_metrics(rank_of_positive(*vectors, group_Q=group_Q, group_C=group_C))
+
+    repeated = [*sides, *(sides[copy % len(sides)] for copy in copies)]
+    assert metrics(repeated) == pytest.approx(metrics(sides))
+
+
 class TestEvalReport:
     def test_saved_and_loaded(self, tmp_path):
-        report = EvalReport("faq", np.array([1, 4, 2]), 9, {"student": "abc"})
+        ranks, rows, units = np.array([1, 4, 2]), np.array([0, 1, 5]), np.array([3, 3, 4])
+        report = EvalReport("faq-reverse", ranks, rows, units, 9, "faq", {"student": "abc"})
         store = ArtifactStore(str(tmp_path))
         address = Address.of("d", "evaluation", version=1, settings={}, inputs={})
         with store.draft(address, lineage={}, settings={}) as draft:
             report.save(draft, report.task)
         artifact = store.get(address)
-        assert sorted(artifact.files) == ["faq/ranks.npy", "faq/report.json"]
-        loaded = EvalReport.load(artifact, "faq")
-        assert loaded.rank_Q.tolist() == [1, 4, 2]
-        assert (loaded.task, loaded.corpus, loaded.fingerprints) == ("faq", 9, {"student": "abc"})
+        loaded = EvalReport.load(artifact, "faq-reverse")
+        assert loaded.rank_Q.tolist() == [1, 4, 2] and loaded.row_Q.tolist() == [0, 1, 5]
+        assert loaded.drawn.unit_Q.tolist() == [3, 3, 4] and loaded.drawn.stratum == "faq"
+        assert (loaded.task, loaded.corpus) == ("faq-reverse", 9)
+        assert loaded.fingerprints == {"student": "abc"}
         assert loaded.metrics == report.metrics
-        head = json.loads(artifact.path("faq/report.json").read_bytes())
+        head = json.loads(artifact.path("faq-reverse/report.json").read_bytes())
         assert (head["queries"], head["corpus"]) == (3, 9)
         assert head["metrics"]["hit@1"] == pytest.approx(1 / 3)
 
     @pytest.mark.parametrize("ranks", [[], [0], [10]])
     def test_ranks_that_are_none(self, ranks):
         with pytest.raises(ValueError, match="are not ranks among 9 entries"):
-            EvalReport("faq", np.array(ranks, np.int64), 9, {})
+            rank_Q = np.array(ranks, np.int64)
+            EvalReport("faq", rank_Q, rank_Q, rank_Q, 9, "faq", {})
+
+    def test_arrays_of_other_queries(self):
+        rank_Q = np.array([1, 2])
+        with pytest.raises(ValueError, match="2 ranks, 1 rows, 2 units"):
+            EvalReport("faq", rank_Q, rank_Q[:1], rank_Q, 9, "faq", {})
