@@ -198,16 +198,18 @@ def ranking_of(
 ) -> Ranking:
     """Return the ranking that a dataset's task and size ask for.
 
-    ``among`` are the minings that share one table of ranks, which is as wide as the widest needs.
+    ``among`` are the minings that share the ranks of cells, which are as wide as the widest needs
+    and whose cells are cut so that every k divides them. In one piece each width is a table of its
+    own: an arm that is added changes nothing of what the others were mined to.
     """
-    found = ranking.ranking_of(ref, vectors, mining, among=among)
+    found = ranking.ranking_of(ref, vectors, mining)
     if mining.cell_rows is None or ref.rows <= mining.cell_rows or not isinstance(found, Ranks):
         return found
     unit = math.lcm(*(each.k for each in (mining, *among)))
     return CelledRanks(
         ref,
         vectors,
-        found.width,
+        max(each.cutoff(ref.spec.task) + each.m for each in (mining, *among)),
         found.p,
         cell_rows=mining.cell_rows,
         unit=unit,

@@ -147,7 +147,7 @@ class _Way:
     past: Past
 
     def go(self, vectors: Sequence[Vectors], minings: Sequence[MiningSpec]) -> list[_Step]:
-        """Plan leg by leg; ``minings`` are those of all arms, which share the first ranks."""
+        """Plan leg by leg; ``minings`` are those of all arms, which share what they can."""
         steps: list[_Step] = []
         done = 0
         by_teacher = tuple(made.address for made in vectors)

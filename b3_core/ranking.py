@@ -6,7 +6,7 @@ Everything that differs between the two is here; the stages after them do not as
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -197,14 +197,9 @@ class LabelRanks(Ranking):
         return {**found, "too_hard": 0.0, **{f"random_{k}": v for k, v in drawn.items()}}
 
 
-def ranking_of(
-    ref: PairsRef, vectors: Address, mining: MiningSpec, *, among: Sequence[MiningSpec] = ()
-) -> Ranking:
-    """Return the ranking that a dataset's task asks for.
-
-    ``among`` are the minings that share one table of ranks, which is as wide as the widest needs.
-    """
+def ranking_of(ref: PairsRef, vectors: Address, mining: MiningSpec) -> Ranking:
+    """Return the ranking that a dataset's task asks for."""
     if ref.spec.task == "classification":
         return LabelRanks(ref, vectors, mining.label_share)
-    width = max(each.cutoff(ref.spec.task) + each.m for each in (mining, *among))
-    return Ranks(ref, vectors, width, mining.cutoff(ref.spec.task), mining.search)
+    cutoff = mining.cutoff(ref.spec.task)
+    return Ranks(ref, vectors, cutoff + mining.m, cutoff, mining.search)

@@ -225,3 +225,16 @@ def test_the_state_with_most_of_the_rows_is_begun_with(tmp_path, table):
     plan, made = mining.run(changed(table, gone=4, fresh=4))
     assert plan.legs[0].vectors[0].earlier.address == first.legs[0].vectors[0].address
     assert embedded(made) <= 4
+
+
+WIDE = {"name": "wide", "mining": {"p": 4, "m": 60, "k": 16}}
+
+
+def test_an_arm_leaves_what_others_were_mined_to_as_it_is(tmp_path, table):
+    mining = Mining(tmp_path)
+    before, _ = mining.run(table)
+    more = Mining(tmp_path, arms=["b3", WIDE, "random"])
+    after, made = more.run(table)
+    assert [stage.width for stage in made if stage.name == "ranks"] == [64]
+    assert after.legs[0].manifests["b3", 0] == before.legs[0].manifests["b3", 0]
+    assert {stage.width for stage in after.legs[0].ranks} == {22, 64}  # random's are b3's
