@@ -47,7 +47,6 @@ class Student(Stage):
     stopping: Callable[[], bool] | None = field(default=None, compare=False)
     """Says in the process that trains it whether it is to end early."""
     name: ClassVar[str] = "student"
-    # train's own version would import torch here; bump this one with it.
     version: ClassVar[int] = 1000 * packaged.VERSION + 6
 
     @classmethod

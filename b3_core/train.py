@@ -49,8 +49,6 @@ from b3_core.teacher import seeing
 from b3_core.trainer import PlanTrainer, Watch, steps_a_point
 from b3_core.vision import has_flat_tokens
 
-VERSION = 4
-
 # As TrainSpec.learning_rate says: what is trained already wants smaller steps, and a batch of
 # four times the rows, whose gradient has half the noise, twice the step (square-root scaling for
 # Adam: Malladi et al. 2022, arXiv 2205.10287).
