@@ -24,6 +24,9 @@ from b3_core.errors import CorruptArtifactError
 from b3_core.remote import Ranged
 from b3_core.scratch import scratch
 
+_LARGE = 16 << 20
+_hashed: dict[tuple[str | int, ...], str] = {}
+
 
 def canonical_json(value: object) -> bytes:
     """Encode JSON the one way: sorted keys, no spaces, no NaN.
@@ -42,6 +45,25 @@ def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a local file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """Return the hex sha256 of a local file; a large one is read once a process.
+
+    That holds for as long as its file is the same and was not written to. A small one is read each
+    time: two writes within a tick of the clock leave it looking alike.
+    """
+    stat = path.stat()
+    seen = (
+        str(path),
+        *(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns),
+    )
+    if seen not in _hashed:
+        found = sha256_file(path)
+        if stat.st_size < _LARGE:
+            return found
+        _hashed[seen] = found
+    return _hashed[seen]
 
 
 def is_fingerprint(name: str) -> bool:
@@ -88,8 +110,6 @@ class Address:
 
 #: What the parts of an artifact took, among its counts (:func:`b3_core.stage.parts_cost`).
 PARTS = "parts"
-_LARGE = 16 << 20
-_described: set[tuple[int, int, int, int, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -103,19 +123,9 @@ class StoredFile:
     def describes(self, local: Path) -> bool:
         """Tell whether a local file has these bytes.
 
-        A large one is read once a process, as long as its file is the same and was not written to:
-        parts of a dataset map its vectors a thousand times.
+        Parts of a dataset map its vectors a thousand times: see :func:`sha256_once`.
         """
-        stat = local.stat()
-        if stat.st_size != self.size:
-            return False
-        seen = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, self.sha256)
-        if seen in _described:
-            return True
-        same = sha256_file(local) == self.sha256
-        if same and stat.st_size >= _LARGE:
-            _described.add(seen)
-        return same
+        return local.stat().st_size == self.size and sha256_once(local) == self.sha256
 
 
 class Files(Protocol):

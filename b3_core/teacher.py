@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from b3_core import multimodal, packaged
-from b3_core.artifacts import sha256_file
+from b3_core.artifacts import sha256_once
 from b3_core.config import TeacherSpec, TrainSpec
 from b3_core.config.models import PACKAGED
 from b3_core.errors import InputError
@@ -162,6 +162,8 @@ def shard_bounds(rows: int, shard_rows: int) -> list[tuple[int, int]]:
 def model_identity(name: str, revision: str | None) -> dict[str, str]:
     """Say which weights ``name`` means: a hash of the files, or a pinned commit of a hub model.
 
+    A plan asks once for every dataset and for every student: gigabytes are read the first time.
+
     Raises
     ------
     InputError
@@ -177,7 +179,7 @@ def model_identity(name: str, revision: str | None) -> dict[str, str]:
         return {"hub": name, "revision": _pinned(name, revision)}
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+        digest.update(f"{file.name} {sha256_once(file)}\n".encode())
     if name not in PACKAGED and _saved(name).get("default_prompt_name") is not None:
         digest.update(b"default prompt unused")  # as it was not once: such vectors stay apart
     return {"weights": digest.hexdigest()[:20]}

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import os
 import re
 
 import numpy as np
@@ -93,6 +95,38 @@ def test_identity_is_the_weights_not_the_path(tmp_path):
     (tmp_path / "a" / "chat_template.jinja").write_text("{{ text }}")
     assert model_identity(str(tmp_path / "a"), None) != a
     assert model_identity("org/model", "0" * 40) == {"hub": "org/model", "revision": "0" * 40}
+
+
+def test_weights_are_read_once_a_process_until_they_change(tmp_path, monkeypatch):
+    """A plan asks for every dataset, arm and seed, and a large model takes minutes to read."""
+    large, small = tmp_path / "model.safetensors", tmp_path / "config.json"
+    small.write_text("{}")
+    large.write_bytes(bytes(17 << 20))
+    read = []
+    digest = hashlib.file_digest
+
+    def counted(stream, name):
+        read.append(stream.name)
+        return digest(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    first = model_identity(str(tmp_path), None)
+    assert model_identity(str(tmp_path), None) == first
+    assert read.count(str(large)) == 1
+    found = [first]
+    stat = large.stat()
+    with large.open("r+b") as stream:  # as many bytes, and its times put back
+        stream.write(b"1")
+    os.utime(large, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    found.append(model_identity(str(tmp_path), None))
+    other = tmp_path / "other"  # another file takes its place
+    other.write_bytes(b"2" + bytes((17 << 20) - 1))
+    other.replace(large)
+    found.append(model_identity(str(tmp_path), None))
+    small.write_text("[]")
+    found.append(model_identity(str(tmp_path), None))
+    assert len({each["weights"] for each in found}) == 4
+    assert read.count(str(large)) == 3
 
 
 @pytest.mark.parametrize("name", ["nothing", "org/model", "../up", "a/b/c"])
