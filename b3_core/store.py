@@ -46,7 +46,8 @@ __all__ = [
 ]
 
 RECORD = "record.json"
-DRAFTS, PROBE, NOTES = ".drafts", ".probe-", ".notes"  # what is no artifact, below the root
+# What is no artifact, below the root; Ray Train's notes among it.
+DRAFTS, PROBE, NOTES, RAY = ".drafts", ".probe-", ".notes", ".ray"
 SCHEMA = 2
 _SHA256 = re.compile("[0-9a-f]{64}")
 UNSEALED = 1  # the version before, without a sha256 of itself: embeddings cost too much to refuse

@@ -18,7 +18,7 @@ from b3_core.manifest import verify_before_training
 from b3_core.ray_session import RaySession, Warm
 from b3_core.seams import run_part
 from b3_core.stage import WHOLE_NODE, Stage, run_stages
-from b3_core.store import ArtifactStore
+from b3_core.store import RAY, ArtifactStore
 from b3_core.watch import Watched
 from tasks import events, reporting
 
@@ -100,7 +100,7 @@ def train_students(students: list[Student], session: RaySession, store: Artifact
         session.train(
             train_loop,
             [{"root": store.root, "students": students[job::jobs]} for job in range(jobs)],
-            storage=store.uri(".ray"),
+            storage=store.uri(RAY),
             gpu=not slim,
             progress=progress,
         )

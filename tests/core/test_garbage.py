@@ -22,11 +22,13 @@ def leave(store, path, content=b"litter"):
     store.fs.pipe_file(target, content)
 
 
+GROUP = ".ray/" + 8 * "0a1b"
 LITTER = [
     "faq/ranks/0123456789abcdef0123/deep/a.000000000000.json",  # a writer that lost the race
     "faq/graph/ffffffffffffffffffff/attract.npy",  # killed before its record
     ".drafts/b3-draft-1/score.npy",
     ".probe-1",
+    f"{GROUP}/.validate_storage_marker",  # a group of Ray Train, which ended whichever way
 ]
 
 
@@ -36,7 +38,13 @@ def test_only_what_no_record_names(store):
     for path in LITTER:
         leave(store, path)
     # What is no artifact, though it lies as deep: Ray's, a cluster's data, datasets in the bucket.
-    for path in (".ray/results/x", "cluster/postgres/base/5/1259", "data/faq/train/part-0.parquet"):
+    for path in (
+        ".ray/results/x",
+        f"x/{GROUP}/y",
+        f"{GROUP}.json",
+        "cluster/postgres/base/5/1259",
+        "data/faq/train/part-0.parquet",
+    ):
         leave(store, path, b"of others")
     found = find_orphans(store, older_than=-1)
     assert [orphan.path for orphan in found] == sorted(LITTER)
@@ -60,6 +68,18 @@ def test_a_run_at_work_is_left_alone(store):
     leave(store, "faq/graph/ffffffffffffffffffff/attract.npy")
     assert find_orphans(store, older_than=3600) == []
     assert len(find_orphans(store, older_than=3600, now=time.time() + 3700)) == 1
+
+
+def test_a_group_of_ray_goes_whole_once_all_of_it_is_old(store):
+    for name in (".validate_storage_marker", "checkpoint_1/x"):
+        leave(store, f"{GROUP}/{name}")
+    old = find_orphans(store, older_than=-1)
+    assert len(old) == 2
+    time.sleep(1.1)  # some servers tell seconds
+    leave(store, f"{GROUP}/checkpoint_2/x")  # the group is at work
+    assert find_orphans(store, older_than=0, now=old[0].changed + 0.5) == []
+    remove(store, find_orphans(store, older_than=-1))
+    assert not [path for path in store.files() if path.startswith(".ray")]
 
 
 def test_a_record_that_cannot_be_read_stops_it(store):
