@@ -30,7 +30,7 @@ from b3_core.store import ArtifactStore
 
 MOST_FRESH = 0.2  # share of new rows beyond which nothing is carried over
 LOOK_BACK = 8  # earlier states of a dataset that are looked at for the one with most of its rows
-_KEPT_OUT = ("holdout", "max_queries", "kept_back", "own_eval")  # settings of Pairs
+_KEPT_OUT = ("holdout", "max_queries", "kept_back", "trial", "own_eval")  # settings of Pairs
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ class Pairs(Stage):
         elif self.spec.layout != "columns":
             columns["layout"] = self.spec.layout
         held_out = self.evaluate.model_dump(include={"holdout", "max_queries"})
-        if self.evaluate.kept_back:
-            held_out["kept_back"] = self.evaluate.kept_back
+        for name in ("kept_back", "trial"):  # what was read before there was a choice stays
+            if value := getattr(self.evaluate, name):
+                held_out[name] = value
         return {**columns, **held_out, "own_eval": self.spec.eval_uri is not None}
 
     @property

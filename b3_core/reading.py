@@ -72,9 +72,9 @@ def read_split(
 
     Held-out rows come from ``dataset.eval_uri`` if there is one. Otherwise a share
     ``evaluate.holdout`` of the groups is held out: whole groups in the order of a hash of their
-    rows, after the share ``evaluate.kept_back`` that comes first and is in neither table, as many
-    as fit in ``evaluate.max_queries`` rows, one at least. More rows than that are cut, in the order
-    of their hashes; those cut are in neither table.
+    rows, after those that come first and are in neither table (:func:`held_out_part`), as many as
+    fit in ``evaluate.max_queries`` rows, one at least. More rows than that are cut, in the order of
+    their hashes; those cut are in neither table.
 
     Parameters
     ----------
@@ -303,18 +303,43 @@ def _hold_out(rows: pa.Table, uri: str, evaluate: EvalSpec) -> tuple[pa.Table, p
     hash_G = np.zeros(len(size_G), np.uint64)
     np.add.at(hash_G, group_N, _hashes(rows))
     order_G = np.argsort(hash_G, kind="stable")
-    back = 0
-    if evaluate.kept_back:
-        back = min(_share(evaluate.kept_back, len(size_G)), len(size_G) - 3)
-    chosen = order_G[back:][: _share(evaluate.holdout, len(size_G) - back)]
+    part = held_out_part(len(size_G), evaluate, uri)
+    chosen = order_G[part]
     # One group that is more than there may be would end the sum, with next to nothing held out.
     small = chosen[size_G[chosen] <= evaluate.max_queries]
     chosen = small if len(small) else chosen[:1]
     fitting = np.searchsorted(np.cumsum(size_G[chosen]), evaluate.max_queries, side="right")
     held_N = np.isin(group_N, chosen[: max(1, fitting)])
-    train_N = ~(held_N | np.isin(group_N, order_G[:back]))
+    train_N = ~(held_N | np.isin(group_N, order_G[: part.start]))
     held = _cap(rows.filter(pa.array(held_N)), evaluate.max_queries)
     return rows.filter(pa.array(train_N)), held
+
+
+def held_out_part(groups: int, evaluate: EvalSpec, uri: str) -> slice:
+    """Say which of three groups or more, in the order of their hashes, are held out.
+
+    Those before them are kept back: the share ``evaluate.kept_back``, and for a trial what a run
+    holds out after it, counted as the run counts it.
+
+    Raises
+    ------
+    InputError
+        A run's part leaves less than a trial needs: one group to hold out, and two to contrast.
+    """
+    back = 0
+    if evaluate.kept_back:
+        back = min(_share(evaluate.kept_back, groups), groups - 3)
+    if evaluate.trial:
+        back += _share(evaluate.holdout, groups - back)
+        if groups - back < 3:
+            raise InputError(
+                f"{uri} has {groups} groups of rows, of which trials may use {groups - back}: the "
+                "others are for the report",
+                expected="at least 3 for trials",
+                remedy="add rows, lower evaluate.holdout and evaluate.kept_back, or set eval_uri "
+                "of the dataset",
+            )
+    return slice(back, back + _share(evaluate.holdout, groups - back))
 
 
 def _share(share: float, groups: int) -> int:

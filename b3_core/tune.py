@@ -50,8 +50,8 @@ def trials_of(spec: PipelineSpec, *, held_in: bool) -> PipelineSpec:
         datasets = tuple(each.model_copy(update={"eval_uri": None}) for each in datasets)
     changed: dict[str, Any] = {"benchmarks": ()}
     if any(each.eval_uri is None for each in spec.datasets):
-        back = spec.evaluate.kept_back  # what is held out is a share of the rest
-        changed["kept_back"] = back + spec.evaluate.holdout * (1 - back)
+        # One share of both would be rounded once where a run rounds twice: a group too many or few.
+        changed["trial"] = True
     judged = spec.evaluate.model_copy(update=changed)
     return spec.model_copy(update={"datasets": datasets, "evaluate": judged, "promote": None})
 

@@ -54,8 +54,12 @@ class EvalSpec(Spec):
         0,
         ge=0,
         lt=1,
-        description="Share of groups of such a dataset that are neither trained on nor held out: "
-        "`b3 tune` keeps back what a run holds out, and judges by the groups after them.",
+        description="Share of groups of such a dataset that are neither trained on nor held out.",
+    )
+    trial: bool = Field(
+        False,
+        description="Keep back what is held out otherwise too, and hold out as large a share of "
+        "the rest: `b3 tune` judges by groups that no run reports on.",
     )
     max_queries: int = Field(4000, ge=1, description="Held-out queries at most, per dataset.")
     reverse: bool = Field(
@@ -82,7 +86,7 @@ class EvalSpec(Spec):
     @property
     def settings(self) -> dict[str, Any]:
         """What an evaluation is known by; choices that came later are left out at their default."""
-        later = {name for name in ("reverse", "kept_back") if not getattr(self, name)}
+        later = {name for name in ("reverse", "kept_back", "trial") if not getattr(self, name)}
         return self.model_dump(exclude={"benchmarks", *later})
 
 

@@ -1,19 +1,22 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from b3_core.config import (
     ArmSpec,
     BatchSpec,
     BenchmarkSpec,
     DatasetSpec,
+    EvalSpec,
     Phase,
     PipelineSpec,
     PromoteSpec,
 )
 from b3_core.embed import Pairs
 from b3_core.errors import InputError
-from b3_core.reading import read_split
+from b3_core.reading import held_out_part, read_split
 from b3_core.tune import (
     DEFAULT,
     SPACE,
@@ -24,7 +27,7 @@ from b3_core.tune import (
     survivors,
     trials_of,
 )
-from tests.conftest import topic_table
+from tests.conftest import examples, topic_table
 
 SPEC = PipelineSpec(datasets=(DatasetSpec(name="d", uri="/x", query="q", positive="p"),))
 
@@ -171,6 +174,32 @@ def test_what_a_run_reports_on_is_not_chosen_by(held_in, kept_back, tmp_path):
     assert not rows(run.heldout) & (rows(trial.heldout) | rows(trial.train))
     assert rows(trial.heldout) < rows(run.train)
     assert Pairs.of(dataset, asked.evaluate).address != Pairs.of(dataset, tried.evaluate).address
+
+
+@given(
+    st.integers(3, 3000),
+    st.one_of(st.just(0.0), st.floats(0, 1, exclude_max=True)),
+    st.floats(0, 1, exclude_min=True, exclude_max=True),
+)
+@example(54, 0.05, 0.05)  # 3, and 3 of 51, are 6; 0.0975 of 54 are 5
+@example(508, 0.2, 0.1)  # 102 and 41 are 143; 0.28 of 508 are 142
+@example(10, 0.2, 0.01)  # a run holds out one at least, however small the share
+@example(3, 0.0, 0.1)  # nothing is left for trials
+@example(10, 0.0, 0.99)
+@settings(max_examples=examples(300), deadline=None)
+def test_trials_begin_where_a_run_ends_whatever_the_shares(groups, kept_back, holdout):
+    evaluate = EvalSpec(kept_back=kept_back, holdout=holdout)
+    asked = SPEC.model_copy(update={"evaluate": evaluate})
+    run = held_out_part(groups, asked.evaluate, "x")
+    judged = trials_of(asked, held_in=True).evaluate
+    assert 0 <= run.start < run.stop <= groups - 2
+    if groups - run.stop < 3:
+        with pytest.raises(InputError, match=f"may use {groups - run.stop}: the others are for"):
+            held_out_part(groups, judged, "x")
+        return
+    trial = held_out_part(groups, judged, "x")
+    assert trial.start == run.stop
+    assert trial.start < trial.stop <= groups - 2
 
 
 def test_the_chosen_config_is_one():
