@@ -245,9 +245,17 @@ def read_groups(artifact: Artifact) -> npt.NDArray[np.int32]:
     return np.asarray(column.to_numpy())
 
 
-def read_keys(artifact: Artifact, part: str = "train") -> pa.ChunkedArray:
-    """Read the keys of an artifact's training rows, or of another part, and nothing else."""
-    return pq.read_table(artifact.path(f"{part}.parquet"), columns=["key"])["key"]
+def read_keys(artifact: Artifact) -> pa.ChunkedArray:
+    """Read the keys of an artifact's training rows, and nothing else."""
+    return pq.read_table(artifact.path("train.parquet"), columns=["key"])["key"]
+
+
+def read_known(artifact: Artifact, part: str = "train") -> pa.Table:
+    """Read what tells rows of an artifact apart: key, group, positive and what is beside it."""
+    file = artifact.path(f"{part}.parquet")
+    there = pq.read_schema(file).names
+    names = [name for name in ("key", "group", "positive", "positive_medium") if name in there]
+    return pq.read_table(file, columns=names)
 
 
 def rows_before(now: PairTable, before: PairTable) -> npt.NDArray[np.int64]:
