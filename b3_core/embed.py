@@ -74,6 +74,8 @@ class Pairs(Stage):
         for name in ("kept_back", "trial"):  # what was read before there was a choice stays
             if value := getattr(self.evaluate, name):
                 held_out[name] = value
+        if self.spec.eval_uri is not None:
+            held_out["compared"] = True  # with the rows to train on: not so what was read before
         return {**columns, **held_out, "own_eval": self.spec.eval_uri is not None}
 
     @property
@@ -85,6 +87,8 @@ class Pairs(Stage):
             self.spec, self.evaluate, packed=draft.path(PACKED), progress=progress
         )
         split.save(draft)
+        if self.spec.eval_uri is not None:  # otherwise none can be
+            draft.counts |= {"overlap": split.overlap, "repeated": split.repeated}
         if split.skipped is not None:
             pq.write_table(split.skipped, draft.path("skipped.parquet"), compression="zstd")
             draft.counts["skipped"] = len(split.skipped)
@@ -123,6 +127,17 @@ class PairsRef:
     def group_N(self, store: ArtifactStore) -> npt.NDArray[np.int32]:
         """Load the groups of the training rows alone."""
         return pairs.read_groups(store.get(self.address))
+
+    def warning(self, store: ArtifactStore) -> str:
+        """Say how many rows are evaluated on whose answers are trained on; blank if none is."""
+        counts = store.get(self.address).counts
+        repeated, held = counts.get("repeated", 0), counts["heldout"]
+        if self.spec.task == "classification":  # labels are shared by nature
+            overlap, what = repeated, "are trained on"
+        else:
+            overlap = counts.get("overlap", 0)
+            what = f"are of groups that are trained on, {repeated:,} of them the very same rows"
+        return f"{overlap:,} of {held:,} held-out rows of {self.spec.name} {what}" * bool(overlap)
 
     def kept_out(self, store: ArtifactStore) -> dict[str, Any]:
         """Say how rows of the files were chosen that are not trained on."""

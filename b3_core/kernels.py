@@ -68,9 +68,11 @@ def _spec(folder: Path, task: str, mining: Mapping[str, Any]) -> PipelineSpec:
         "query": [f"query {row}" for row in range(_ROWS)],
         "positive": [f"label {x}" if labelled else f"row {row}" for row, x in enumerate(label_N)],
     }
-    file = folder / "rows.parquet"
-    pq.write_table(pa.table(columns), file)
-    dataset = {"name": "rows", "uri": str(file), "eval_uri": str(file), "task": task}
+    other = {**columns, "query": [f"other {query}" for query in columns["query"]]}
+    dataset = {"name": "rows", "task": task}
+    for role, rows in (("uri", columns), ("eval_uri", other)):
+        dataset[role] = str(folder / f"{role}.parquet")
+        pq.write_table(pa.table(rows), dataset[role])
     settings = {
         "datasets": [dataset | {"query": "query", "positive": "positive"}],
         "mining": {"p": 2, "m": 20, "k": 8, **mining},

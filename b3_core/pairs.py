@@ -20,6 +20,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from b3_core.artifacts import Artifact, Draft
@@ -328,6 +329,12 @@ class Split:
     def overlap(self) -> int:
         """How many held-out rows belong to a group of ``train``: 0 unless ``eval_uri`` is given."""
         return int(np.isin(self.heldout.group_N, self.train.group_N).sum())
+
+    @cached_property
+    def repeated(self) -> int:
+        """How many held-out rows are in ``train`` themselves, by their keys."""
+        keys = (part.table["key"] for part in (self.heldout, self.train))
+        return pc.sum(pc.is_in(*keys)).as_py() or 0
 
     def save(self, draft: Draft) -> None:
         """Write ``train.parquet`` and ``heldout.parquet``."""

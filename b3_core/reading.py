@@ -92,7 +92,8 @@ def read_split(
     ------
     InputError
         The files cannot be used (see :func:`b3_core.source.read_rows`), a medium is bad and
-        ``dataset.media.bad`` says to refuse it, or all rows to train on form a single group.
+        ``dataset.media.bad`` says to refuse it, all rows to train on form a single group, or all
+        that ``dataset.eval_uri`` names are among them.
     """
     with closing(_Reader(dataset, packed, progress)) as reader:
         rows = reader.read(dataset.uri)
@@ -111,12 +112,20 @@ def read_split(
     group_N = _groups(rows)
     _check_contrast(group_N[: len(train)], dataset.uri)
     pairs = _pair_table(rows, group_N)
-    return Split(
+    split = Split(
         # One chunk, so that how the source was cut shows nowhere in what is saved.
         PairTable(dataset.name, pairs[: len(train)].combine_chunks()),
         PairTable(dataset.name, pairs[len(train) :].combine_chunks()),
         pa.concat_tables(reader.skipped) if reader.skipped else None,
     )
+    if dataset.eval_uri is not None and split.repeated == len(split.heldout):
+        raise InputError(
+            f"every held-out row of {dataset.eval_uri} is trained on: it is in {dataset.uri} too",
+            expected="rows to evaluate on that are not trained on",
+            remedy="set eval_uri of the dataset to others, or leave it out: some groups are then "
+            "held out",
+        )
+    return split
 
 
 class _Reader:

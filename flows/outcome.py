@@ -18,19 +18,23 @@ Outcome = dict[str, Any]
 
 
 def mined(plan: Plan, store: ArtifactStore) -> Outcome:
-    """Return the URIs of the first leg's ``manifests``, arms first."""
-    return {"manifests": _uris(plan.legs[0].manifests.values(), store)}
+    """Return the URIs of the first leg's ``manifests``, arms first; and ``warnings``, if any."""
+    return {"manifests": _uris(plan.legs[0].manifests.values(), store), **_warned(plan, store)}
 
 
 def trained(plan: Plan, store: ArtifactStore) -> Outcome:
-    """Return the URIs of the final ``students``, arms first, and of all legs' ``manifests``."""
+    """Return the URIs of the final ``students``, arms first, and of all legs' ``manifests``.
+
+    And ``warnings``, if any.
+    """
     final = [evaluation.student for evaluation in plan.evaluations.values()]
-    return {"manifests": _uris(plan.manifests, store), "students": _uris(final, store)}
+    found = {"manifests": _uris(plan.manifests, store), "students": _uris(final, store)}
+    return {**found, **_warned(plan, store)}
 
 
 def evaluated(plan: Plan, store: ArtifactStore) -> Outcome:
-    """Return ``arms``, a row each, and ``differences`` between them."""
-    return read_results(store.get(plan.results.address))
+    """Return ``arms``, a row each, and ``differences`` between them; and ``warnings``, if any."""
+    return {**read_results(store.get(plan.results.address)), **_warned(plan, store)}
 
 
 def whole(plan: Plan, store: ArtifactStore) -> Outcome:
@@ -73,6 +77,13 @@ def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
         promoted = {"promotion": promotion.last(candidate)}
     found = {**OF_FLOW[flow](plan, store), **promoted}
     return found if table is None else {**found, **read_table(store.get(table.address))}
+
+
+def _warned(plan: Plan, store: ArtifactStore) -> Outcome:
+    """Return what to know of the datasets before their figures are believed, if anything."""
+    refs = next(iter(plan.legs[0].manifests.values())).refs
+    found = [said for ref in refs if (said := ref.warning(store))]
+    return {"warnings": found} if found else {}
 
 
 def _uris(stages: Iterable[Stage], store: ArtifactStore) -> list[str]:

@@ -139,6 +139,8 @@ def run_command(
             else:
                 shown = show or functools.partial(show_outcome, spec=spec)
                 shown(Console(file=stdout), outcome)
+        for line in outcome.get("warnings", ()):
+            console.print(f"warning: {line}", highlight=False, soft_wrap=True)
         if outcome.get("up_to_date"):
             console.print("up to date")
     except B3Error as error:

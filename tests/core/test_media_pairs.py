@@ -177,12 +177,16 @@ def test_a_video_is_looked_at_in_as_many_frames_as_models_are_shown(tmp_path: Pa
     table = pa.table({"clip": ["whole.mkv", "broken.mkv", "other.mkv"], "text": texts()[:3]})
     pq.write_table(table, tmp_path / "rows.parquet")
     rows = {"name": "clips", "uri": "rows.parquet", "query_video": "clip", "positive": "text"}
+    other = pa.table({"clip": ["whole.mkv"], "text": ["another text"]})
+    pq.write_table(other, tmp_path / "other.parquet")
     skipped = {}
     for frames in (8, 16):
         config = {"datasets": [rows | {"media": {"bad": "skip"}}], "train": {"frames": frames}}
         (spec,) = parse_config(config, base=tmp_path).datasets
         split = read_split(
-            spec.model_copy(update={"eval_uri": spec.uri}), EvalSpec(), packed=tmp_path / "m.bin"
+            spec.model_copy(update={"eval_uri": str(tmp_path / "other.parquet")}),
+            EvalSpec(),
+            packed=tmp_path / "m.bin",
         )
         skipped[frames] = split.skipped and set(split.skipped["file"].to_pylist())
         assert spec.media.frames == tuple(sorted({8, frames}))

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from b3_core.config import DatasetSpec, EvalSpec
+from b3_core.embed import Pairs, PairsRef
 from b3_core.errors import InputError
 from b3_core.groups import group_ids
 from b3_core.pairs import SCHEMA, PairTable, Split, edited_rows, rows_before
 from b3_core.reading import read_split
+from b3_core.store import ArtifactStore
 from tests.conftest import examples
 
 Rows = list[tuple[str, str, object]]
@@ -227,9 +229,44 @@ def test_two_groups_are_too_few_to_hold_one_out(tmp_path: Path) -> None:
     uri = write(tmp_path / "x.parquet", numbered(4, per_group=2))
     with pytest.raises(InputError, match="2 groups of rows: with one held out, nothing is left"):
         read_split(spec(uri), EvalSpec())
-    assert len(read_split(spec(uri, eval_uri=uri), EvalSpec()).train) == 4
+    other = write(tmp_path / "other.parquet", [("other", "answer 0", 0)])
+    assert len(read_split(spec(uri, eval_uri=other), EvalSpec()).train) == 4
     uri = write(tmp_path / "y.parquet", numbered(3))
     assert len(read_split(spec(uri), EvalSpec(holdout=0.99)).train) == 2
+
+
+def test_rows_to_evaluate_on_that_are_all_trained_on_are_refused(tmp_path: Path) -> None:
+    uri = write(tmp_path / "x.parquet", numbered(40, per_group=2))
+    part = write(tmp_path / "part.parquet", numbered(9, per_group=2))
+    with pytest.raises(InputError, match="every held-out row of .*part.parquet is trained on"):
+        read_split(spec(uri, eval_uri=part), EvalSpec())
+    # New questions about what is answered in training are what one may want to know about.
+    new = write(tmp_path / "new.parquet", [("new", "answer 0", 0), *numbered(3, per_group=2)])
+    split = read_split(spec(uri, eval_uri=new), EvalSpec())
+    assert (len(split.heldout), split.overlap, split.repeated) == (4, 4, 3)
+
+
+@pytest.mark.parametrize("task", ["retrieval", "classification"])
+def test_how_much_of_what_is_evaluated_on_is_trained_on_is_said(tmp_path: Path, task: str) -> None:
+    uri = write(tmp_path / "x.parquet", numbered(40, per_group=2))
+    rows: Rows = [*numbered(3, per_group=2), ("new", "answer 0", 0), ("new", "alone", 0)]
+    both = write(tmp_path / "both.parquet", rows)
+    apart = write(tmp_path / "apart.parquet", rows[4:])
+    said = {
+        "retrieval": "4 of 5 held-out rows of toy are of groups that are trained on, 3 of them the "
+        "very same rows",
+        "classification": "3 of 5 held-out rows of toy are trained on",
+    }
+    store = ArtifactStore(str(tmp_path / "store"))
+    for eval_uri, counts, warning in (
+        (both, {"overlap": 4, "repeated": 3}, said[task]),
+        (apart, {"overlap": 0, "repeated": 0}, ""),
+        (None, {}, ""),
+    ):
+        dataset = spec(uri, eval_uri=eval_uri, task=task)
+        made = Pairs.of(dataset, EvalSpec()).run(store)
+        assert {key: made.counts[key] for key in {"overlap", "repeated"} & {*made.counts}} == counts
+        assert PairsRef.of(dataset, made).warning(store) == warning
 
 
 def test_errors_of_the_files_come_through(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_classification_is_mined_by_labels(command, write_config, tmp_path, data
     rng = np.random.default_rng(0)
     words = ["river", "engine", "violin", "harbour", "library", "orchard", "tunnel", "market"]
     labels = [f"{word} {place}" for word in words for place in ("north", "south", "east")]
-    picks = rng.integers(0, len(labels), 600)
+    picks = rng.integers(0, len(labels), 660)
     table = pa.table(
         {
             "text": [f"{labels[p]} seen in week {i}" for i, p in enumerate(picks)],
@@ -206,8 +206,8 @@ def test_classification_is_mined_by_labels(command, write_config, tmp_path, data
             "group": picks,
         }
     )
-    pq.write_table(table, tmp_path / "labelled.parquet")
-    pq.write_table(table.slice(0, 60), tmp_path / "heldout.parquet")
+    pq.write_table(table.slice(60), tmp_path / "labelled.parquet")
+    pq.write_table(table.slice(30, 60), tmp_path / "heldout.parquet")  # half of it is in both
     places = {
         "name": "places",
         "uri": str(tmp_path / "labelled.parquet"),
@@ -227,6 +227,9 @@ def test_classification_is_mined_by_labels(command, write_config, tmp_path, data
     )
     code, out, err = command("mine", config, "--json")
     assert code == 0, err
+    said = "30 of 60 held-out rows of places are trained on"
+    assert json.loads(out)["warnings"] == [said]
+    assert f"warning: {said}\n" in err
     uris = json.loads(out)["manifests"]
     heads = [Manifest.read_head(open_artifact(uri)) for uri in uris]
     drawn, mined, *_ = (head["datasets"][0]["quality"][0] for head in heads)
