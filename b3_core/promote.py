@@ -140,7 +140,7 @@ class Promotion:
         unfair = not any(fair_Q.any() for fair_Q in fair_T)
         if unfair:
             fair_T = [np.ones_like(fair_Q) for fair_Q in fair_T]
-        found = self._difference(evaluation, standing, fair_T)
+        found, queries = self._difference(evaluation, standing, fair_T)
         bar = self.rule.margin if self.rule.rule == "better" else -self.rule.margin
         promoted = found.low > bar
         why = (
@@ -150,13 +150,14 @@ class Promotion:
         if unfair:
             why += "; it was trained on the group of every query, so that all count, in its favour"
         difference = {"mean": found.mean, "low": found.low, "high": found.high}
-        difference["queries"] = sum(int(fair_Q.sum()) for fair_Q in fair_T)
+        difference["queries"] = queries
         status: Status = "current" if promoted else "rejected"
         return self._mark(evaluation, status, why) | {"difference": difference}
 
     def _difference(
         self, evaluation: Evaluation, standing: Standing, fair_T: Sequence[npt.NDArray[np.bool_]]
-    ) -> compare.Interval:
+    ) -> tuple[compare.Interval, int]:
+        """Return new - current in MRR, and how many queries tell so."""
         new, old = (self.store.get(stage.address) for stage in (evaluation, standing))
         tasks: list[compare.Task] = []
         reciprocal_2TQ: tuple[list[npt.NDArray[np.float64]], ...] = ([], [])
@@ -166,12 +167,13 @@ class Promotion:
             if fair_Q.any():
                 whole = reports[0].drawn
                 tasks.append(compare.Task(whole.unit_Q[fair_Q], whole.stratum))
-                for found, report in zip(reciprocal_2TQ, reports, strict=True):
-                    found.append(1 / report.rank_Q[fair_Q])
-        ours_1Q, theirs_1Q = (np.concatenate(found)[None] for found in reciprocal_2TQ)
-        return compare.paired_bootstrap(
+                for scores, report in zip(reciprocal_2TQ, reports, strict=True):
+                    scores.append(1 / report.rank_Q[fair_Q])
+        ours_1Q, theirs_1Q = (np.concatenate(scores)[None] for scores in reciprocal_2TQ)
+        found = compare.paired_bootstrap(
             ours_1Q, theirs_1Q, rng=generator(0, "promotion"), tasks=tasks
         )
+        return found, ours_1Q.size
 
     def _unseen(self, standing: Standing) -> list[npt.NDArray[np.bool_]]:
         """Tell which held-out queries of each task the current student was not trained on."""
