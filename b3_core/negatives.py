@@ -32,6 +32,7 @@ from b3_core.neighbours import RankTable
 VERSION = 1
 
 _Mask = npt.NDArray[np.bool_]
+_Numbers = npt.NDArray[np.integer]  # of rows, or codes of groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +181,7 @@ def _pools(
 
 @dataclass(frozen=True, eq=False)
 class _Pool:
-    """One dataset, from which the negatives of its batches are drawn.
-
-    Masks over rows have N + 1 places: the last one is where -1 points, as neighbour or as slot.
-    """
+    """One dataset, from which the negatives of its batches are drawn."""
 
     neighbour_NM: Rows
     group_N: npt.NDArray[np.int32]
@@ -208,25 +206,33 @@ class _Pool:
         """Return the members' windows, (B, m) or narrower; -1 where there are fewer rows."""
         return self.neighbour_NM[member_B, self.p : self.p + self.m]
 
-    def near(self, member_B: Rows) -> _Mask:
-        """Tell which rows some member ranks before p, N + 1."""
-        return self._mask(self.neighbour_NM[member_B, : self.p])
+    @cached_property
+    def marked_N(self) -> _Mask:
+        """All false, N + 1: the last place is where -1 points, as neighbour or as slot.
 
-    def met(self, member_B: Rows) -> _Mask:
-        """Tell which groups the members belong to, G + 1."""
-        met_G = np.zeros(self.code_N[-1] + 1, bool)
-        met_G[self.code_N[member_B]] = True
-        return met_G
+        A mask of a batch's own would cost time by the rows of the dataset, not by those of a batch.
+        """
+        return np.zeros(len(self.code_N), bool)
 
-    def _mask(self, row_BM: Rows) -> _Mask:
-        mask_N = np.zeros(len(self.code_N), bool)
-        mask_N[row_BM] = True
-        return mask_N
+    def _is_in(self, asked_X: _Numbers, held_Y: _Numbers) -> _Mask:
+        """Tell which of some rows, or codes of groups, are among others."""
+        self.marked_N[held_Y] = True
+        in_X = self.marked_N[asked_X]
+        self.marked_N[held_Y] = False
+        return in_X
+
+    def is_near(self, row_X: Rows, member_B: Rows) -> _Mask:
+        """Tell which rows some member ranks before p."""
+        return self._is_in(row_X, self.neighbour_NM[member_B, : self.p])
+
+    def is_met(self, row_X: Rows, member_B: Rows) -> _Mask:
+        """Tell which rows are of a member's group."""
+        return self._is_in(self.code_N[row_X], self.code_N[member_B])
 
     def candidates(self, member_B: Rows) -> tuple[Rows, npt.NDArray[np.intp]]:
         """Return the windows' entries that may serve, X, and whose window each is in, X."""
         window_BM = self.window(member_B)
-        barred_BM = self.near(member_B)[window_BM] | self.met(member_B)[self.code_N[window_BM]]
+        barred_BM = self.is_near(window_BM, member_B) | self.is_met(window_BM, member_B)
         may_BM = (window_BM >= 0) & ~barred_BM
         return window_BM[may_BM], np.nonzero(may_BM)[0]
 
@@ -255,9 +261,9 @@ class _Pool:
         early_X = np.broadcast_to(np.arange(row_BH.shape[1]) < last, row_BH.shape).ravel()
         broken = {
             f"no row of {len(self.group_N)}": no_row_X,
-            "too near a member, which ranks it before p": full_X & self.near(member_B)[safe_X],
-            "of a member's group": full_X & self.met(member_B)[self.code_N[safe_X]],
-            "in no member's window": full_X & ~self._mask(self.window(member_B))[safe_X],
+            "too near a member, which ranks it before p": full_X & self.is_near(safe_X, member_B),
+            "of a member's group": full_X & self.is_met(safe_X, member_B),
+            "in no member's window": full_X & ~self._is_in(safe_X, self.window(member_B)),
             "of the group of an earlier negative": repeat_X,
             f"no row, but {due} slots can be filled": (row_X == -1) & ((row_X != -1).sum() < due),
             f"no row, but a member has a negative {last}": (row_X == -1) & early_X,

@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from b3_core.batches import BatchPlan
-from b3_core.negatives import Negatives, draw_negatives
+from b3_core.negatives import Negatives, _pools, draw_negatives
 from b3_core.neighbours import RankTable
 from tests.conftest import examples
 
@@ -148,6 +149,44 @@ def test_rows_of_two_datasets_in_a_batch_have_negatives_of_their_own():
     swapped = plan_of(rows, [[1, 0, 1, 1, 0, 0]], community=-1)
     with pytest.raises(ValueError, match="batch 0, slot"):
         negatives.check(swapped, **of)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=examples(50), deadline=None)
+def test_one_batch_leaves_no_mark_on_the_next(seed):
+    """A pool that has drawn and checked batches does with any as one that never saw another."""
+    plan, of = case_of(seed)
+    used = _pools(plan, **of)
+    for s, member_B in enumerate(plan.row_SB):
+        pool, fresh = (pools[plan.dataset_S[s]] for pools in (used, _pools(plan, **of)))
+        drawn_BH, expected_BH = (
+            each.draw(member_B, 3, rng=np.random.default_rng(s)) for each in (pool, fresh)
+        )
+        assert np.array_equal(drawn_BH, expected_BH)
+        other_BH = np.roll(drawn_BH, 1)
+        assert pool.fault(member_B, other_BH) == fresh.fault(member_B, other_BH)
+        assert not pool.marked_N.any()
+
+
+def test_a_batch_costs_memory_by_its_own_rows():
+    rows = 200_000
+    neighbour_NM = (np.arange(rows)[:, None] + np.arange(1, 9)) % rows
+    score_NM = np.broadcast_to(-np.arange(8, dtype=np.float32), neighbour_NM.shape)
+    of = {
+        "ranks": [RankTable(neighbour_NM.astype(np.int32), score_NM)],
+        "group_of": [np.arange(rows, dtype=np.int32)],
+        "p_of": [2],
+        "m": 6,
+    }
+    plan = plan_of([[0, 50], [7, 90]])
+    (pool,) = _pools(plan, **of)
+    for s, member_B in enumerate(plan.row_SB):
+        tracemalloc.start()
+        drawn_BH = pool.draw(member_B, 2, rng=np.random.default_rng(0))
+        assert pool.fault(member_B, drawn_BH) is None
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (peak < rows) == (s > 0)  # what the first makes is the pool's
 
 
 def test_the_random_cases_hold_what_they_are_there_for():
