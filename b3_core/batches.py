@@ -94,17 +94,7 @@ class BatchPlan:
                 raise ValueError(f"{name} is of none of the {len(sizes)} datasets")
         if not np.isin(left_LX[:, 0], np.arange(epochs)).all():
             raise ValueError(f"left_out is of none of the {epochs} epochs")
-        for dataset, rows in enumerate(sizes):
-            before_N = np.zeros(rows, bool)
-            for epoch in range(epochs):
-                where = f"epoch {epoch}, dataset {dataset}"
-                slot_SB = self.slots_of(dataset, self.epoch_S == epoch)
-                left_L = left_LX[(left_LX[:, 0] == epoch) & (left_LX[:, 1] == dataset), 2]
-                before_N = self._check_rows(self.row_SB[slot_SB], left_L, before_N, where=where)
-                mine_S = slot_SB.any(axis=1)
-                _check_communities(
-                    np.where(slot_SB[mine_S], self.community_SB[mine_S], -1), where=where
-                )
+        self._check_datasets(sizes, epochs)
         left_E = np.bincount(left_LX[:, 0], minlength=epochs)
         if self.is_across and left_E.max(initial=0) >= self.row_SB.shape[1]:
             epoch = int(left_E.argmax())
@@ -125,6 +115,47 @@ class BatchPlan:
         """Return which slots hold rows of a dataset, of all batches or of some: bool, S x B."""
         slot_SB: npt.NDArray[np.bool_] = self.dataset_SB == dataset
         return slot_SB if mine_S is None else slot_SB & mine_S[:, None]
+
+    def _check_datasets(self, sizes: Sequence[int], epochs: int) -> None:
+        """Check each dataset in each epoch; raise the first dataset's first fault.
+
+        Epoch by epoch, for these are contiguous: whoever looked through the whole plan for every
+        dataset and epoch would take time by the product of all three.
+        """
+        starts_SB = self._starts()
+        bound_E = np.searchsorted(self.epoch_S, np.arange(epochs + 1))
+        left_LX = self.left_out
+        place_EL = _sorted_into(left_LX[:, 0], epochs)
+        before_of = [np.zeros(rows, bool) for rows in sizes]
+        faults: dict[int, ValueError] = {}
+        for epoch in range(epochs):
+            mine = slice(bound_E[epoch], bound_E[epoch + 1])
+            row_X, community_X = self.row_SB[mine].ravel(), self.community_SB[mine].ravel()
+            starts_X = starts_SB[mine].ravel()
+            left_lX = left_LX[place_EL[epoch]]
+            slots_D = _sorted_into(self.dataset_SB[mine].ravel(), len(sizes))
+            left_Dl = _sorted_into(left_lX[:, 1], len(sizes))
+            for dataset, (slot_x, left_l) in enumerate(zip(slots_D, left_Dl, strict=True)):
+                if dataset in faults:
+                    continue
+                where = f"epoch {epoch}, dataset {dataset}"
+                try:
+                    before_of[dataset] = self._check_rows(
+                        row_X[slot_x], left_lX[left_l, 2], before_of[dataset], where=where
+                    )
+                    _check_communities(community_X[slot_x][starts_X[slot_x]], where=where)
+                except ValueError as fault:
+                    faults[dataset] = fault
+        if faults:
+            raise faults[min(faults)]
+
+    def _starts(self) -> npt.NDArray[np.bool_]:
+        """Return in which slots of a batch a run of one community of one dataset starts."""
+        starts_SB = self.community_SB >= 0
+        starts_SB[:, 1:] &= (self.community_SB[:, 1:] != self.community_SB[:, :-1]) | (
+            self.dataset_SB[:, 1:] != self.dataset_SB[:, :-1]
+        )
+        return starts_SB
 
     def _check_rows(
         self, row_X: Rows, left_L: Rows, before_N: npt.NDArray[np.bool_], *, where: str
@@ -148,14 +179,18 @@ class BatchPlan:
         return left_N
 
 
-def _check_communities(community_SB: Rows, *, where: str) -> None:
-    # A run of equal communities starts at the first slot and wherever the community changes.
-    starts_SB = np.ones(community_SB.shape, bool)
-    starts_SB[:, 1:] = community_SB[:, 1:] != community_SB[:, :-1]
-    starts_SB &= community_SB >= 0
-    community, runs = np.unique(community_SB[starts_SB], return_counts=True)
+def _check_communities(start_R: Rows, *, where: str) -> None:
+    """Check the communities of all runs, R, of one dataset in one epoch."""
+    community, runs = np.unique(start_R, return_counts=True)
     if (runs > 1).any():
         raise ValueError(f"{where}: community {community[runs > 1][0]} is in several places")
+
+
+def _sorted_into(number_X: npt.NDArray[np.integer], count: int) -> list[npt.NDArray[np.intp]]:
+    """Return the places of each number 0 ... count - 1, ascending; there is no other."""
+    order_X = np.argsort(number_X, kind="stable")
+    bounds = np.searchsorted(number_X[order_X], np.arange(1, count))
+    return np.split(order_X, bounds)
 
 
 def plan_batches(

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from collections import Counter
 
 import numpy as np
@@ -396,6 +397,114 @@ def test_check_names_the_fault(fault):
     name, index, value, message = FAULTS[fault]
     with pytest.raises(ValueError, match=message):
         changed(name, index, value).check([22])
+
+
+def slow_fault(plan, sizes):
+    """The slow twin of what ``check`` says of rows and communities: dataset by dataset, in words.
+
+    None where each row is there once or left out, and so on.
+    """
+    size = plan.row_SB.shape[1]
+    for dataset, rows in enumerate(sizes):
+        before = set()
+        for epoch in range(int(plan.epoch_S.max()) + 1):
+            where = f"epoch {epoch}, dataset {dataset}"
+            left = left_of(plan, epoch, dataset)
+            slots = [
+                (row, community, place)
+                for s in np.flatnonzero(plan.epoch_S == epoch)
+                for place, (row, community) in enumerate(
+                    zip(plan.row_SB[s].tolist(), plan.community_SB[s].tolist(), strict=True)
+                )
+                if plan.dataset_SB[s, place] == dataset
+            ]
+            times = Counter([row for row, _, _ in slots] + left)
+            if not set(times) <= set(range(rows)):
+                return f"{where}: a row is none of {rows}"
+            for row in range(rows):
+                if times[row] != 1:
+                    return f"{where}: row {row} is there {times[row]} times"
+            if len(left) >= size:
+                return f"{where}: {len(left)} rows left out would fill a batch"
+            if before & set(left):
+                return f"{where}: row {min(before & set(left))} is left out twice in a row"
+            before, runs, last = set(left), Counter(), (None, None)
+            for _, community, place in slots:
+                # In a new batch, or after a slot of another dataset, a run is a new one.
+                runs[community] += last != (community, place - 1) or place == 0
+                last = community, place
+            for community in sorted(runs):
+                if community >= 0 and runs[community] > 1:
+                    return f"{where}: community {community} is in several places"
+    return None
+
+
+def said_of(plan, sizes):
+    try:
+        plan.check(sizes)
+    except ValueError as fault:
+        return str(fault)
+    return None
+
+
+def spoilt(plan, rng):
+    """Return a plan with some rows, communities, datasets and rows left out exchanged or set."""
+    arrays = {
+        name: getattr(plan, name).copy()
+        for name in ("row_SB", "community_SB", "dataset_SB", "left_out")
+    }
+    for _ in range(rng.integers(4)):
+        name = rng.choice(list(arrays))
+        flat = arrays[name].reshape(-1, 3)[:, 2] if name == "left_out" else arrays[name].reshape(-1)
+        if not flat.size:
+            continue
+        a, b = rng.integers(flat.size, size=2)
+        if rng.random() < 0.5:
+            flat[a], flat[b] = flat[b], flat[a]
+        elif name != "dataset_SB":
+            flat[a] = rng.integers(-1, 30)
+        else:
+            flat[a] = flat[b]
+    return dataclasses.replace(plan, **arrays)
+
+
+@given(seed=st.integers(0, 2**32), is_across=st.booleans())
+@settings(max_examples=examples(200), deadline=None)
+def test_check_says_what_a_look_at_every_slot_finds(seed, is_across):
+    """Several datasets and epochs, and faults in some of them: the first dataset's comes first."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(6, 22, rng.integers(1, 5)).tolist()
+    options = {"epochs": int(rng.integers(1, 4)), "seed": seed}
+    if is_across:
+        group_of = [np.arange(rows, dtype=np.int32) for rows in sizes]
+        plan = across(sizes, size=6, group_of=group_of, **options)
+    else:
+        parts = [partition_of(rows, int(rng.choice([2, 3])), seed) for rows in sizes]
+        plan = plan_of(parts, batch_size=6, random_epochs=0, **options)
+    assert slow_fault(plan, sizes) is None
+    assert said_of(plan, sizes) is None
+    wrong = spoilt(plan, rng)
+    expected, said = slow_fault(wrong, sizes), said_of(wrong, sizes)
+    if expected is None:  # the rest of what is checked comes after this
+        assert said is None or said.startswith("left_out is not sorted") or "would fill" in said
+    else:
+        assert said == expected
+
+
+def test_plans_are_spoilt_in_every_way():
+    seen = Counter()
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        plan = plan_of([partition_of(rows, 2, seed) for rows in (17, 9)], batch_size=4, seed=seed)
+        fault = slow_fault(spoilt(plan, rng), [17, 9])
+        seen[re.sub(r"\d+", "#", fault or "none")] += 1
+    assert set(seen) == {
+        "none",
+        "epoch #, dataset #: a row is none of #",
+        "epoch #, dataset #: row # is there # times",
+        "epoch #, dataset #: community # is in several places",
+    }, seen
+    assert min(seen.values()) >= 5, seen
 
 
 def test_check_refuses_rows_left_out_twice_in_a_row():
