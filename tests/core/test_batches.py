@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from b3_core.batches import BatchPlan, plan_batches
 from b3_core.communities import Partition
 from b3_core.config import BatchSpec, Phase
-from b3_core.deal import _part_groups
+from b3_core.deal import LOOK, PASSES, _part_groups
 from b3_core.errors import InputError
 from tests.conftest import examples
 
@@ -295,6 +295,88 @@ def test_exchanges_between_batches_never_make_it_worse(seed, groups):
     parted_SP = _part_groups(unit_SP, group_UK, broken_U, rng=rng)
     assert sorted(parted_SP.ravel()) == list(range(len(group_UK)))
     assert meetings(parted_SP, group_UK) <= meetings(unit_SP, group_UK)
+
+
+def slow_part_groups(unit_SP, group_UK, broken_U, *, rng):
+    """The slow twin: sets of groups, and how many units of each batch have one."""
+    units_of = Counter(g for group_K in group_UK for g in set(group_K.tolist()))
+    groups_U = [{g for g in group_K.tolist() if units_of[g] > 1} for group_K in group_UK]
+    batches, each = unit_SP.tolist(), unit_SP.shape[1]
+    count_S = [Counter(g for u in batch for g in groups_U[u]) for batch in batches]
+
+    def meets(unit, batch, without):
+        return sum(count_S[batch][g] > (g in groups_U[without]) for g in groups_U[unit])
+
+    for _ in range(PASSES):
+        exchanges, spread = 0, Counter(g for count in count_S for g in +count)
+        for s, p in np.ndindex(unit_SP.shape):
+            u = batches[s][p]
+            if not any(count_S[s][g] > 1 and spread[g] < len(batches) for g in groups_U[u]):
+                continue
+            places = rng.integers(unit_SP.size, size=LOOK).tolist()
+            places.sort(key=lambda x: broken_U[batches[x // each][x % each]] != broken_U[u])
+            for t, q in (divmod(place, each) for place in places):
+                v = batches[t][q]
+                now = meets(u, s, u) + meets(v, t, v)
+                if t != s and meets(v, s, u) + meets(u, t, v) < now:
+                    batches[s][p], batches[t][q] = v, u
+                    count_S[s] += Counter(groups_U[v])
+                    count_S[s] -= Counter(groups_U[u])
+                    count_S[t] += Counter(groups_U[u])
+                    count_S[t] -= Counter(groups_U[v])
+                    exchanges += 1
+                    break
+        if not exchanges:
+            break
+    return np.array(batches)
+
+
+def groups_to_part(seed):
+    """Units, groups that few or nearly all of them have, and which units are random rows."""
+    rng = np.random.default_rng(seed)
+    shape = int(rng.integers(1, 14)), int(rng.integers(1, 6))
+    size = shape[0] * shape[1], int(rng.integers(1, 5))
+    kinds = [rng.integers(0, groups, size) for groups in (2, 8, 20, 100)]
+    kinds.append(np.minimum(rng.zipf(1.3, size), 10_000))
+    group_UK = kinds[seed % 5].astype(np.int32)
+    broken_U = rng.random(size[0]) < rng.choice([0.0, 0.5, 1.0])
+    return rng.permutation(size[0]).reshape(shape), group_UK, broken_U
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=examples(250), deadline=None)
+def test_exchanges_are_those_of_the_slow_twin(seed):
+    case = groups_to_part(seed)
+    rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
+    before_SP = case[0].copy()
+    parted_SP = _part_groups(*case, rng=rng)
+    assert np.array_equal(parted_SP, slow_part_groups(*case, rng=other))
+    assert rng.bit_generator.state == other.bit_generator.state  # and so is whatever comes after
+    assert np.array_equal(case[0], before_SP)
+
+
+def test_the_cases_to_part_hold_what_they_are_there_for():
+    seen = Counter()
+    for seed in range(200):
+        unit_SP, group_UK, broken_U = groups_to_part(seed)
+        parted_SP = slow_part_groups(unit_SP, group_UK, broken_U, rng=np.random.default_rng(seed))
+        moved = not np.array_equal(parted_SP, unit_SP)
+        seen["moved" if moved else "left"] += 1
+        seen["moved among both kinds"] += moved and 0 < broken_U.sum() < len(broken_U)
+        seen["kinds exchanged"] += not np.array_equal(broken_U[parted_SP], broken_U[unit_SP])
+        seen["parted for good"] += meetings(parted_SP, group_UK) == 0 < meetings(unit_SP, group_UK)
+        seen["parted as far as it goes"] += (
+            0 < meetings(parted_SP, group_UK) < meetings(unit_SP, group_UK)
+        )
+    assert min(seen.values()) >= 10, seen
+
+
+def test_units_without_a_common_group_draw_nothing():
+    rng = np.random.default_rng(0)
+    group_UK = np.arange(24, dtype=np.int32).reshape(8, 3) // 3  # a group repeats in its unit alone
+    unit_SP = np.arange(8).reshape(4, 2)
+    assert np.array_equal(_part_groups(unit_SP, group_UK, np.zeros(8, bool), rng=rng), unit_SP)
+    assert rng.random() == np.random.default_rng(0).random()
 
 
 def test_exchanges_part_most_of_what_can_be_parted():
