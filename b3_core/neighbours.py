@@ -12,7 +12,6 @@ Legend: N rows, R rows that are ranked, D width of a vector, M ranks kept, B row
 C candidates a row.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ VERSION = 2
 _SLACK = 15  # candidates beyond M and the own group: room for near ties at rank M
 _BLOCK = 1 << 14  # most rows of one block: whole blocks of faiss, and progress every few seconds
 _CHECKED = 1 << 16  # rows of a table looked at together
+_ALIKE = 1 << 12  # rows compared with one vector together
 _CELL = 40  # bytes a candidate costs: score and row (12), and twice that in faiss's reservoir
 
 
@@ -211,7 +211,7 @@ def window_recall(
     if len(table.neighbour_NM) != rows or table.neighbour_NM.shape[1] < ranks:
         raise ValueError(f"a table {table.neighbour_NM.shape} ends before rank {ranks} of {rows}")
     row_R = np.sort(rng.choice(rows, min(sample, rows), replace=False))
-    first = search.exact(pairs.positive_ND, memory_mb=memory_mb)
+    first = pairs.exact(ranks, memory_mb=memory_mb)
     exact_RM, _ = _rank_rows(pairs, row_R, ranks=ranks, first=first, memory_mb=memory_mb)
     return share_held(exact_RM[:, p:], table.neighbour_NM[row_R, p : p + m])
 
@@ -258,22 +258,36 @@ class _Pairs:
     def exact(self, columns: int, *, memory_mb: int) -> search.Search:
         """Search exactly, without the rows that can be at no query's first ``columns`` ranks.
 
-        Of rows with one positive and group, those after the first ``columns`` come after all of
-        these, whatever is asked: at equal scores the smaller row comes first, and an own group is
-        left out as a whole. With them, a positive that a thousand rows share would be a thousand
-        candidates of equal score for every query near it.
+        With them, a positive that a thousand rows share would be a thousand candidates of equal
+        score for every query near it, whether they are one group or not.
         """
-        count: Counter[bytes] = Counter()
-        asked_N = np.ones(len(self.group_N), bool)
-        for row in np.flatnonzero(self.size_N > columns):
-            content = self.positive_ND[row].tobytes() + self.group_N[row].tobytes()
-            digest = hashlib.blake2b(content, digest_size=16).digest()
-            count[digest] += 1
-            asked_N[row] = count[digest] <= columns
-        if asked_N.all():
+        row_A = np.flatnonzero(self._may_rank(columns))
+        if len(row_A) == len(self.positive_ND):
             return search.exact(self.positive_ND, memory_mb=memory_mb)
-        row_A = np.flatnonzero(asked_N)
         return search.Among(search.exact(self.positive_ND[row_A], memory_mb=memory_mb), row_A)
+
+    def _may_rank(self, columns: int) -> npt.NDArray[np.bool_]:
+        """Tell which positives can be at some query's first ``columns`` ranks, so far as ties say.
+
+        Of rows with one positive the smaller comes first, whatever is asked, and a query leaves out
+        those of its own group. So a row is behind all of them that are before it, but those of one
+        group other than its own (no query of its own asks for it): at best for it, of that which
+        most of them are of. Where these are ``columns`` or more, no query ranks it so high.
+        """
+        may_N = np.ones(len(self.group_N), bool)
+        for row_E in _equal(self.positive_ND, beyond=columns):
+            count: Counter[int] = Counter()
+            leader, most, next_most = -1, 0, 0  # the group of most rows so far, theirs, another's
+            for before, (row, group) in enumerate(zip(row_E, self.group_N[row_E], strict=True)):
+                may_N[row] = before - (next_most if group == leader else most) < columns
+                count[group] += 1
+                if group == leader:
+                    most = count[group]
+                elif count[group] > most:
+                    leader, most, next_most = group, count[group], most
+                else:
+                    next_most = max(next_most, count[group])
+        return may_N
 
     def slack(self, ranks: int) -> int:
         """Choose how many candidates to ask for beyond M: faiss slows down by 10 % for 16 more.
@@ -373,6 +387,33 @@ def finite(vector_ND: npt.NDArray[np.float32], side: str) -> npt.NDArray[np.floa
             remedy="try teacher.precision: fp32, or look at that row's text",
         )
     return np.ascontiguousarray(vector_ND, dtype=np.float32)
+
+
+def _equal(vector_ND: npt.NDArray[np.float32], *, beyond: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Give the rows, ascending, of each vector that more than so many rows have bit for bit."""
+    bits_ND = vector_ND.view(np.uint32)
+    _, code_N, times_H = np.unique(_digest(bits_ND), return_inverse=True, return_counts=True)
+    row_X = np.flatnonzero(times_H[code_N] > beyond)
+    row_X = row_X[np.argsort(code_N[row_X], kind="stable")]
+    for row_E in np.split(row_X, np.flatnonzero(np.diff(code_N[row_X])) + 1):
+        # Chance may give other vectors the digest of the first: of these, all rows are kept.
+        same = [
+            (bits_ND[row_E[start : start + _ALIKE]] == bits_ND[row_E[0]]).all(axis=1)
+            for start in range(0, len(row_E), _ALIKE)
+        ]
+        yield row_E[np.concatenate([np.ones(0, bool), *same])]
+
+
+@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+def _digest(bits_ND: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
+    """Return 64 bits of each vector, FNV-1a by words of 32 bits, as good as sure to differ."""
+    digest_N = np.empty(len(bits_ND), np.uint64)
+    for n in prange(len(bits_ND)):
+        digest = np.uint64(0xCBF29CE484222325)
+        for bits in bits_ND[n]:
+            digest = (digest ^ np.uint64(bits)) * np.uint64(0x100000001B3)
+        digest_N[n] = digest
+    return digest_N
 
 
 @njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]

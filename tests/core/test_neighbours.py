@@ -152,16 +152,19 @@ def test_equals_brute_force(p, m, searched):
     assert searched[0] == (700, p + m + 15 + 4)  # the own group has 4 rows at most, mostly
 
 
-def test_duplicated_vectors_are_retried_until_the_tie_is_whole(searched):
+def test_ties_are_retried_until_they_are_whole(searched):
+    """Positives that differ where no query looks: equal scores, though no two are one vector."""
     query_ND, positive_ND = random_pairs(5, seed=3)
     query_ND, positive_ND = np.tile(query_ND, (80, 1)), np.tile(positive_ND, (80, 1))
+    query_ND[:, 0], positive_ND[:, 0] = 0, np.arange(400) / 512
     table = rank(query_ND, positive_ND, group_N=alone(400), width=30)
     assert_same(table, brute_force_rank(query_ND, positive_ND, group_N=alone(400), width=30))
     assert (table.score_NM == table.score_NM[:, :1]).all()  # one tie of 80 rows fills every row
     assert searched == [(400, 46), (400, 92)]
-    one_vector = np.tile(query_ND[:1], (400, 1))
+    one_score = np.tile(positive_ND[:1], (400, 1))
+    one_score[:, 0] = positive_ND[:, 0]
     searched.clear()
-    table = rank(one_vector, one_vector, group_N=alone(400), width=30)
+    table = rank(query_ND, one_score, group_N=alone(400), width=30)
     assert table.neighbour_NM[0].tolist() == list(range(1, 31))
     assert table.neighbour_NM[399].tolist() == list(range(30))
     assert searched == [
@@ -170,6 +173,21 @@ def test_duplicated_vectors_are_retried_until_the_tie_is_whole(searched):
         (400, 184),
         (400, 368),
     ]  # then all 400, without a search
+
+
+def test_vectors_that_many_rows_share_are_searched_once(searched):
+    query_ND, positive_ND = random_pairs(5, seed=3)
+    query_ND, positive_ND = np.tile(query_ND, (80, 1)), np.tile(positive_ND, (80, 1))
+    table = rank(query_ND, positive_ND, group_N=alone(400), width=30)
+    assert_same(table, brute_force_rank(query_ND, positive_ND, group_N=alone(400), width=30))
+    assert (table.score_NM == table.score_NM[:, :1]).all()
+    assert searched == [(400, 46)]
+    one_vector = np.tile(query_ND[:1], (400, 1))
+    searched.clear()
+    table = rank(one_vector, one_vector, group_N=alone(400), width=30)
+    assert table.neighbour_NM[0].tolist() == list(range(1, 31))
+    assert table.neighbour_NM[399].tolist() == list(range(30))
+    assert searched == [(400, 31)]  # the first 30, and one for those who are one of them
 
 
 def test_a_positive_that_many_share_is_no_reason_to_search_again(searched):
@@ -189,6 +207,98 @@ def test_a_positive_that_many_share_is_no_reason_to_search_again(searched):
         RankTable(table.neighbour_NM[:, :30], table.score_NM[:, :30]),
         RankTable(expected.neighbour_NM[:, :30], expected.score_NM[:, :30]),
     )
+
+
+def slow_may_rank(positive_ND, group_N, columns):
+    """The slow twin: is there a group whose queries have so few equal positives before a row?"""
+    rows, may_N = len(group_N), []
+    for row in range(rows):
+        before = [
+            group_N[other] for other in range(row) if (positive_ND[other] == positive_ND[row]).all()
+        ]
+        asking = {*group_N.tolist(), -1} - {group_N[row]}  # -1 stands for those that have none
+        may_N.append(min(sum(g != of for g in before) for of in asking) < columns)
+    return may_N
+
+
+@st.composite
+def crowds(draw):
+    """A few positives that nearly all rows share, within groups and across them; some are alone."""
+    rows = draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    query_ND, positive_ND = rng.normal(size=(2, rows, 3))
+    shared_N = rng.integers(min(draw(st.integers(1, 4)), rows), size=rows)
+    shared_N[rng.random(rows) < draw(st.sampled_from([0.0, 0.3]))] = -1
+    positive_ND[shared_N >= 0] = positive_ND[shared_N[shared_N >= 0]]
+    kinds = {
+        "apart": np.arange(rows),
+        "one a positive": np.where(shared_N < 0, np.arange(rows), 1000 + shared_N),
+        "few": rng.integers(4, size=rows),
+        "one large": np.where(rng.random(rows) < 0.6, 1000, np.arange(rows)),
+        "large first": np.minimum(np.arange(rows) // (rows // 2 + 1) * np.arange(rows), 1000),
+    }
+    group_N = kinds[draw(st.sampled_from(list(kinds)))].astype(np.int32)
+    if draw(st.booleans()):  # queries as near to the shared positives as can be
+        query_ND = positive_ND.copy()
+    return stored(query_ND), stored(positive_ND), group_N
+
+
+@settings(deadline=None, max_examples=examples(150))
+@given(crowds(), st.integers(1, 12), st.integers(0, 4), st.integers(0, 3))
+def test_crowds_of_equal_positives_are_ranked_as_brute_force_does(dataset, width, spare, slack):
+    query_ND, positive_ND, group_N = dataset
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "_SLACK", slack)
+        table = rank(query_ND, positive_ND, group_N=group_N, width=width, spare=spare)
+    expected = brute_force_rank(query_ND, positive_ND, group_N=group_N, width=width + spare)
+    ranks = min(width, len(group_N) - 1)
+    assert_same(
+        RankTable(table.neighbour_NM[:, :ranks], table.score_NM[:, :ranks]),
+        RankTable(expected.neighbour_NM[:, :ranks], expected.score_NM[:, :ranks]),
+    )
+    held_NM = table.neighbour_NM >= 0  # what is spare is right as far as it goes
+    assert (table.neighbour_NM[held_NM] == expected.neighbour_NM[held_NM]).all()
+
+
+@settings(deadline=None, max_examples=examples(150))
+@given(crowds(), st.integers(1, 12), st.sampled_from([1, 2, 1 << 12]), st.booleans())
+def test_of_a_crowd_those_are_searched_that_some_query_can_rank(dataset, columns, alike, collide):
+    _, positive_ND, group_N = dataset
+    pairs = neighbours._Pairs.of(positive_ND, positive_ND, group_N)
+    expected_N = slow_may_rank(positive_ND, group_N, columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "_ALIKE", alike)
+        if collide:  # other vectors of one digest are no reason to leave one out
+            patch.setattr(neighbours, "_digest", lambda bits_ND: np.zeros(len(bits_ND), np.uint64))
+        may_N = pairs._may_rank(columns)
+    if collide:
+        assert not (expected_N & ~may_N).any()
+    else:
+        assert may_N.tolist() == expected_N
+
+
+def test_crowds_of_both_kinds_are_left_out():
+    """Six rows of one positive, in order: which may be at the first two ranks of a query."""
+    positive_ND = np.ones((6, 2), np.float32)
+    for group_N, may_N in (
+        ([0, 1, 2, 3, 4, 5], [1, 1, 1, 0, 0, 0]),  # row 2: where 0 or 1 asks
+        ([0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]),
+        ([0, 0, 0, 0, 1, 2], [1, 1, 0, 0, 1, 1]),  # where group 0 asks
+        ([1, 0, 0, 0, 0, 2], [1, 1, 1, 0, 0, 1]),
+        ([0, 1, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0]),
+    ):
+        pairs = neighbours._Pairs.of(positive_ND, positive_ND, np.array(group_N, np.int32))
+        assert pairs._may_rank(2).astype(int).tolist() == may_N
+
+
+def test_a_positive_that_rows_of_many_groups_share_is_no_reason_to_score_them_all(searched):
+    """A quarter of 2,000 rows was cut to the same text: their queries lie nearest to it."""
+    query_ND, positive_ND = random_pairs(2000)
+    positive_ND[::4] = positive_ND[0]
+    query_ND[::4] = stored(positive_ND[0] + 0.3 * query_ND[::4])
+    table = rank(query_ND, positive_ND, group_N=alone(2000), width=30)
+    assert max(candidates for _, candidates in searched) < 100
+    assert_same(table, brute_force_rank(query_ND, positive_ND, group_N=alone(2000), width=30))
 
 
 def test_large_groups_are_searched_past(searched):
