@@ -1,7 +1,8 @@
 """The only module that starts or joins Ray; its training jobs are in :mod:`b3_core.ray_train`.
 
 Ray is opened late: a session that finds all its work done never pays for it. ``RAY_ADDRESS``
-joins a cluster; without it a private one is started and ended with the session.
+joins a cluster; without it a private one is started and ended with the session. Whatever is still
+being called when a session is left ends before Ray does (:mod:`b3_core.calls`).
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
+from b3_core.calls import Calls
 from b3_core.config import ComputeSpec
 from b3_core.errors import InputError
 from b3_core.machine import cores
@@ -31,6 +33,8 @@ ENVIRONMENT = {
     # Who reserves no GPU sees none: otherwise a process a core would load its model on the first.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Who asks it for something after its end is told so, and does not start another.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
 #: Tasks that a flow keeps going at a time, on however large a cluster: each is a thread of the flow
@@ -38,6 +42,9 @@ ENVIRONMENT = {
 TASKS_AT_ONCE = 32
 
 _AGAIN_SECONDS = 60
+_END_SECONDS = (
+    30  # for what is called to give up: who waits does at once, to start Ray takes longer
+)
 _NO_GPU = {"gpus_per_worker": 0.0}
 
 
@@ -56,33 +63,44 @@ class ActorPool:
     sees one die waits until it is there again, or the next call would fail at once.
     """
 
-    def __init__(self, actors: list[Any]) -> None:
+    def __init__(self, actors: list[Any], calls: Calls | None = None) -> None:
         self.size = len(actors)
         self._actors = actors
+        self._calls = calls or Calls()
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         pool = weakref.ref(self)
 
-        def ready(number: int) -> None:
+        def ready(number: int | None) -> None:
             if (of := pool()) is not None:  # a pool that is gone has let go of its actors
-                of._free.put(of._actors[number])
+                of._free.put(None if number is None else of._actors[number])
 
         for number, actor in enumerate(actors):
             # An actor that failed is leased too: the call says why.
             placed = actor.__ray_ready__.remote().future()
             placed.add_done_callback(lambda _, number=number: ready(number))
+        # Whoever waits for one is woken at the end, and wakes the next.
+        self._calls.ending.add_done_callback(lambda _: ready(None))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Run a method on the next free actor and return its result."""
+        """Run a method on the next free actor and return its result.
+
+        Raises
+        ------
+        StoppedError
+            The session of these actors is left meanwhile, or was.
+        """
         import ray  # noqa: PLC0415 - a cached run never imports it
 
-        actor = self._free.get()
-        try:
-            return _result(ray, getattr(actor, method).remote(*args, **kwargs))
-        except ray.exceptions.RayActorError:
-            _await_again(ray, actor)
-            raise
-        finally:
-            self._free.put(actor)
+        with self._calls.one():
+            actor = self._free.get()
+            try:
+                self._calls.check()
+                return _result(ray, getattr(actor, method).remote(*args, **kwargs), self._calls)
+            except ray.exceptions.RayActorError:
+                _await_again(ray, actor, self._calls)
+                raise
+            finally:
+                self._free.put(actor)
 
 
 class RaySession:
@@ -99,6 +117,7 @@ class RaySession:
         self.started = False
         self._lock = threading.Lock()
         self._pools: dict[str, ActorPool] = {}
+        self._calls = Calls()
         # Ray's processes die with the thread that started them (Linux's parent-death signal), and
         # tasks come and go in threads of a pool: this one stays.
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="ray")
@@ -112,12 +131,18 @@ class RaySession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.started:
-            import ray  # noqa: PLC0415
+        self.end()
+        with self._lock:  # of whoever is starting Ray
+            if self.started:
+                import ray  # noqa: PLC0415
 
-            self._pools.clear()
-            self._keeper.submit(ray.shutdown).result()
+                self._pools.clear()
+                self._keeper.submit(ray.shutdown).result()
         self._keeper.shutdown()
+
+    def end(self) -> None:
+        """End all that is called through this session, for good; what else is asked of it too."""
+        self._calls.end(_END_SECONDS)
 
     @property
     def workers(self) -> int:
@@ -181,24 +206,28 @@ class RaySession:
         ------
         InputError
             They want a GPU, and this machine has none.
+        StoppedError
+            The session is left meanwhile, or was.
         """
-        ray = self._open()
         session = self if gpu else RaySession(self.compute.model_copy(update=_NO_GPU))
-        if session.compute.gpus_per_worker:
-            session.check_gpus(_gpus(ray))
         key = repr((cls, args, gpu, sorted(kwargs.items())))
-        with self._lock:
-            if key not in self._pools:
-                self._pools.clear()
-                remote = ray.remote(
-                    num_cpus=1,
-                    num_gpus=session.compute.gpus_per_worker,
-                    max_restarts=-1,
-                    max_task_retries=0,  # Prefect retries, and shows it
-                )(cls)
-                size = session.workers if most is None else min(session.workers, most)
-                self._pools[key] = ActorPool([remote.remote(*args, **kwargs) for _ in range(size)])
-            return self._pools[key]
+        with self._calls.one():
+            ray = self._open()
+            if session.compute.gpus_per_worker:
+                session.check_gpus(_gpus(ray))
+            with self._lock:
+                if key not in self._pools:
+                    self._pools.clear()
+                    remote = ray.remote(
+                        num_cpus=1,
+                        num_gpus=session.compute.gpus_per_worker,
+                        max_restarts=-1,
+                        max_task_retries=0,  # Prefect retries, and shows it
+                    )(cls)
+                    size = session.workers if most is None else min(session.workers, most)
+                    actors = [remote.remote(*args, **kwargs) for _ in range(size)]
+                    self._pools[key] = ActorPool(actors, self._calls)
+                return self._pools[key]
 
     def call(
         self, function: Callable[..., Any], *args: Any, cpus: int = 1, gpu: bool = True
@@ -214,17 +243,20 @@ class RaySession:
         ------
         InputError
             It wants a GPU, and this machine has none.
+        StoppedError
+            The session is left meanwhile, or was.
         """
-        ray = self._open()
-        self.free_actors()
-        share = self.compute.gpus_per_worker if gpu else 0
-        if share:
-            self.check_gpus(_gpus(ray))
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        fit = [node for node in nodes if node.get("GPU", 0) >= share] or nodes
-        cpus = max(1, min(cpus, int(max(node.get("CPU", 0) for node in fit))))
-        remote = ray.remote(num_cpus=cpus, num_gpus=share, max_retries=0)
-        return _result(ray, remote(function).remote(*args))
+        with self._calls.one():
+            ray = self._open()
+            self.free_actors()
+            share = self.compute.gpus_per_worker if gpu else 0
+            if share:
+                self.check_gpus(_gpus(ray))
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            fit = [node for node in nodes if node.get("GPU", 0) >= share] or nodes
+            cpus = max(1, min(cpus, int(max(node.get("CPU", 0) for node in fit))))
+            remote = ray.remote(num_cpus=cpus, num_gpus=share, max_retries=0)
+            return _result(ray, remote(function).remote(*args), self._calls)
 
     def train(
         self,
@@ -269,7 +301,8 @@ class RaySession:
             self.free_actors()
         else:
             processes = self.pool(Warm, gpu=False)
-        Trainings(ray, compute, storage, processes).run(loop, configs, progress)
+        trainings = Trainings(ray, compute, storage, calls=self._calls, processes=processes)
+        trainings.run(loop, configs, progress)
 
     def free_actors(self) -> None:
         """Let go of the cores that idle actors hold: what comes next may need them all."""
@@ -369,9 +402,17 @@ def trainings_at_once(compute: ComputeSpec, jobs: int, *, slim: bool, places: in
 
 @contextlib.contextmanager
 def session(compute: ComputeSpec) -> Iterator[RaySession]:
-    """Open a session, or join the one that an enclosing flow of this process has open."""
+    """Open a session, or join the one that an enclosing flow of this process has open.
+
+    An error that leaves it ends what is called through it, joined or not: the enclosing flow ends
+    of it too, and the threads of this one are waited for before.
+    """
     if _shared:
-        yield _shared[-1]
+        try:
+            yield _shared[-1]
+        except BaseException:
+            _shared[-1].end()
+            raise
         return
     with RaySession(compute) as opened:
         _shared.append(opened)
@@ -381,13 +422,15 @@ def session(compute: ComputeSpec) -> Iterator[RaySession]:
             _shared.pop()
 
 
-def _await_again(ray: Any, actor: Any) -> None:
+def _await_again(ray: Any, actor: Any, calls: Calls) -> None:
     """Wait for an actor that Ray starts anew, but not for ever."""
     deadline = time.monotonic() + _AGAIN_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(actor.__ray_ready__.remote(), timeout=_AGAIN_SECONDS)
-            return
+            there = actor.__ray_ready__.remote()
+            if calls.wait_for(there.future(), _AGAIN_SECONDS):
+                ray.get(there)
+                return
         time.sleep(0.2)
 
 
@@ -395,8 +438,9 @@ def _gpus(ray: Any) -> float:
     return float(ray.cluster_resources().get("GPU", 0))
 
 
-def _result(ray: Any, reference: Any) -> Any:
+def _result(ray: Any, reference: Any, calls: Calls) -> Any:
     """Wait for a remote call; what it raised is raised here as itself, without Ray's wrapping."""
+    calls.wait_for(reference.future())  # ray.get would end this thread with Ray, by SystemExit
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -3,25 +3,28 @@
 Trainings (here)         -> a job a config -> a group of Ray Train, or a warm process: the loop
 whoever is told to end   -> stopping()     -> the loop keeps its step, and raises StoppedError
                          -> the job is run again, unless this process is to end itself
+a job that failed        -> the others are told to end, and then it is said why
 """
 
 import contextlib
+import math
 import os
-import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from b3_core.calls import Calls
 from b3_core.config import ComputeSpec
 from b3_core.errors import B3Error, StoppedError
 from b3_core.progress import Progress
 from b3_core.told import is_told, note_sigterm, noting_sigterm
 
 _MAX_FAILURES = 2  # of a job's processes, before it is given up
+_GIVE_UP_SECONDS = 10  # for threads that have nothing more to wait for
 
 
 class Loop(Protocol):
@@ -57,6 +60,8 @@ class Trainings:
         Workers of a job, and how long to wait for loops that are to end.
     storage
         Folder or URI for Ray Train's own records.
+    calls
+        Of the session; Ctrl-C ends them.
     processes
         To run each job in one of, with ``run(function, argument)``. Else Ray Train starts a group
         for each: eight processes beside the workers, which took two cores 20 s, as long as a small
@@ -64,17 +69,24 @@ class Trainings:
     """
 
     def __init__(
-        self, ray: Any, compute: ComputeSpec, storage: str, processes: Processes | None = None
+        self,
+        ray: Any,
+        compute: ComputeSpec,
+        storage: str,
+        *,
+        calls: Calls,
+        processes: Processes | None = None,
     ) -> None:
         self._ray, self._compute, self._storage = ray, compute, storage
-        self._processes = processes
+        self._calls, self._processes = calls, processes
         self._ending = False
 
     def run(self, loop: Loop, configs: Sequence[Mapping[str, Any]], progress: Progress) -> None:
         """Run a job a config until all have ended.
 
-        Where this process is told to end (an exception that is no error: Prefect raises one at
-        SIGTERM), the loops are told so, and waited for.
+        Where one fails, or this process is told to end (an exception that is no error: Prefect
+        raises one at SIGTERM), the other loops are told to end, and waited for: each keeps its
+        step. At Ctrl-C nothing is.
 
         Raises
         ------
@@ -88,20 +100,24 @@ class Trainings:
             for place, config in enumerate(configs)
         ]
         pool = ThreadPoolExecutor(len(jobs))
-        running: list[Future[None]] = []
+        # None in this thread: Ray Train would take Ctrl-C from it, and exit with 0.
+        running = [pool.submit(self._train, job) for job in jobs]
         try:
-            if len(jobs) == 1:  # in this thread, which Ray lets end a job at Ctrl-C
-                self._train(jobs[0])
-            else:
-                running += [pool.submit(self._train, job) for job in jobs]
-                wait(running)
-            for each in running:
-                each.result()
-        except (Exception, KeyboardInterrupt, SystemExit):
+            ended, others = wait(running, return_when=FIRST_EXCEPTION)
+            failed = [why for each in running if each in ended and (why := each.exception())]
+            if others:  # nobody is about to kill them: they have the time that it takes
+                self._stop(jobs, running, math.inf)
+            if failed:
+                raise failed[0]
+        except Exception:
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            self._calls.end(_GIVE_UP_SECONDS)
+            if self._processes is not None:  # a group ends with Ray
+                wait(running, timeout=_GIVE_UP_SECONDS)
             raise
         except BaseException:
-            self._stop([job.board for job in jobs])
-            wait(running, timeout=10)  # what asks Ray for anything after its end starts it anew
+            self._stop(jobs, running, self._compute.grace_seconds)
             raise
         finally:
             pool.shutdown(wait=False)
@@ -126,9 +142,11 @@ class Trainings:
         while True:
             failed: Exception | None = None
             said: B3Error | None = None
-            with _polled(self._ray, job.board, job.progress), _own_interrupts():
+            with _polled(self._ray, job.board, job.progress):
                 try:
                     said = self._run_once(job)
+                except StoppedError:  # by whoever leaves the session: Ray is asked no more
+                    raise
                 except Exception as error:  # noqa: BLE001 - raised below, unless a worker said why
                     failed = error
             # What a worker said before it ended is why, and is one line.
@@ -182,18 +200,20 @@ class Trainings:
             ),
         ).fit()
 
-    def _stop(self, boards: Sequence[Any]) -> None:
-        """Have the loops end where they can go on from, and wait for them, but not for ever."""
+    def _stop(
+        self, jobs: Sequence["_Job"], running: Sequence[Future[None]], seconds: float
+    ) -> None:
+        """Have the loops end where they can go on from, and wait so long for them at most."""
         self._ending = True
-        deadline = time.monotonic() + self._compute.grace_seconds
-        with contextlib.suppress(Exception):  # a board that is gone has no loop
-            while time.monotonic() < deadline:
-                # Each time: a board that was killed meanwhile has forgotten it.
+        boards = [job.board for job in jobs]
+        deadline = time.monotonic() + seconds
+        while wait(running, timeout=0.1).not_done and time.monotonic() < deadline:
+            with contextlib.suppress(Exception):  # a board that was killed comes back
+                # Each time: it has forgotten it.
                 self._ray.get([board.stop.remote() for board in boards], timeout=5)
-                running = [board.running.remote() for board in boards]
-                if not any(self._ray.get(running, timeout=5)):
-                    return
-                time.sleep(0.1)
+                if not any(self._ray.get([board.running.remote() for board in boards], timeout=5)):
+                    break
+        wait(running, timeout=_GIVE_UP_SECONDS)  # for what is around the loops
 
 
 class _Together:
@@ -262,18 +282,6 @@ class _Board:
 
     def stopping(self) -> bool:
         return self._stopping
-
-
-@contextlib.contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Give Ctrl-C back to this process: Ray Train takes it while it trains, and keeps it."""
-    here = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if here else None
-    try:
-        yield
-    finally:
-        if here:
-            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

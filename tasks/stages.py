@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from b3_core.config import DatasetSpec, EvalSpec
 from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
-from b3_core.errors import InputError, RefusedError
+from b3_core.errors import InputError, RefusedError, StoppedError
 from b3_core.learn import Student, evaluate_run, train_loop
 from b3_core.manifest import verify_before_training
 from b3_core.ray_session import RaySession, Warm
@@ -26,9 +26,12 @@ RETRY_SECONDS = [5, 15, 45]
 
 
 def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Tell whether trying again can help: not where the input is wrong, or a server refuses."""
+    """Tell whether trying again can help: not where the input is wrong, or a server refuses.
+
+    Nor where the run ends.
+    """
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, InputError | RefusedError)
+    return not isinstance(error, InputError | RefusedError | StoppedError)
 
 
 _TRIED_AGAIN: dict[str, Any] = {
@@ -64,7 +67,13 @@ def make_part(part: Stage, session: RaySession, root: str) -> None:
     session.call(run_part, root, part, cpus=part.cores, gpu=False)
 
 
-@task(name="mine-dataset", task_run_name="mine {dataset}", cache_policy=NO_CACHE, retries=1)
+@task(
+    name="mine-dataset",
+    task_run_name="mine {dataset}",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_condition_fn=may_pass,
+)
 def mine_dataset(stages: list[Stage], session: RaySession, root: str, *, dataset: str) -> None:
     """Run a dataset's stages in order on a node of the cluster, all of its cores for them."""
     session.call(run_stages, root, stages, cpus=WHOLE_NODE)
@@ -111,6 +120,7 @@ def train_students(students: list[Student], session: RaySession, store: Artifact
     task_run_name="evaluate {arm} seed {seed}",
     cache_policy=NO_CACHE,
     retries=1,
+    retry_condition_fn=may_pass,
 )
 def evaluate_student(
     evaluation: Stage,

@@ -109,7 +109,7 @@ def test_a_training_checks_its_gpus_if_it_uses_them(monkeypatch, gpu):
     monkeypatch.setattr(
         ray_session,
         "Trainings",
-        lambda _, compute, *__: SimpleNamespace(run=lambda *_: ran.append(compute)),
+        lambda _, compute, *__, **___: SimpleNamespace(run=lambda *_: ran.append(compute)),
     )
     session = RaySession(ComputeSpec(gpus_per_worker=0.5, train_workers=2))
     with pytest.raises(InputError, match="share a GPU") if gpu else contextlib.nullcontext():
