@@ -19,7 +19,7 @@ class Calls:
     def __init__(self) -> None:
         #: Done when all are to end.
         self.ending: Future[None] = Future()
-        self._under_way = 0
+        self.under_way = 0
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
@@ -33,12 +33,12 @@ class Calls:
         """
         with self._changed:
             self.check()
-            self._under_way += 1
+            self.under_way += 1
         try:
             yield
         finally:
             with self._changed:
-                self._under_way -= 1
+                self.under_way -= 1
                 self._changed.notify_all()
 
     def check(self) -> None:
@@ -72,4 +72,4 @@ class Calls:
         with self._changed:
             if not self.ending.done():
                 self.ending.set_result(None)
-            return self._changed.wait_for(lambda: not self._under_way, timeout=seconds)
+            return self._changed.wait_for(lambda: not self.under_way, timeout=seconds)
