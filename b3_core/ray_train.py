@@ -142,7 +142,7 @@ class Trainings:
         while True:
             failed: Exception | None = None
             said: B3Error | None = None
-            with _polled(self._ray, job.board, job.progress):
+            with _polled(self._ray, self._calls, job):
                 try:
                     said = self._run_once(job)
                 except StoppedError:  # by whoever leaves the session: Ray is asked no more
@@ -285,15 +285,16 @@ class _Board:
 
 
 @contextlib.contextmanager
-def _polled(ray: Any, board: Any, progress: Progress) -> Iterator[None]:
+def _polled(ray: Any, calls: Calls, job: _Job) -> Iterator[None]:
     ended = threading.Event()
 
     def poll() -> None:
         while not ended.wait(0.5):
-            with contextlib.suppress(Exception):  # progress is a courtesy, never a failure
-                done, total = ray.get(board.get.remote(), timeout=5)
+            # Progress is a courtesy, never a failure.
+            with contextlib.suppress(Exception), calls.one():
+                done, total = ray.get(job.board.get.remote(), timeout=5)
                 if total:
-                    progress(done, total)
+                    job.progress(done, total)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
