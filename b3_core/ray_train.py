@@ -100,7 +100,7 @@ class Trainings:
             for place, config in enumerate(configs)
         ]
         pool = ThreadPoolExecutor(len(jobs))
-        # None in this thread: Ray Train would take Ctrl-C from it, and exit with 0.
+        # None in this thread: Ray Train would take Ctrl-C from it, and exit with 1.
         running = [pool.submit(self._train, job) for job in jobs]
         try:
             ended, others = wait(running, return_when=FIRST_EXCEPTION)

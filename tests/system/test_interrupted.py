@@ -9,9 +9,10 @@ import time
 import uuid
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, topic_table
 from tests.system.test_kill import records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -81,13 +82,14 @@ def ray_is_starting(mark):
     [(signal.SIGINT, "starting"), (signal.SIGINT, "embedding"), (signal.SIGTERM, "embedding")],
 )
 def test_a_mining(number, when, b3, write_config, tmp_path, prefect_home):
-    config = write_config(compute={"workers": 2, "shard_rows": 16}, arms=["b3"])
+    pq.write_table(topic_table(6000), tmp_path / "pairs.parquet")
+    config = write_config(compute={"workers": 2, "shard_rows": 256}, arms=["b3"])
     store = tmp_path / "store"
 
     def shards():
         return sum(record["stage"] == "shard" for record in records(store).values())
 
-    at = ray_is_starting if when == "starting" else lambda _: shards() > 2
+    at = ray_is_starting if when == "starting" else lambda _: shards()
     assert seconds_to_end("mine", config, prefect_home, at=at, number=number) < SOON
     some = shards()
     b3("mine", config)
