@@ -4,7 +4,7 @@ A thread, not Prefect's own subprocess: it ends with the command even when that 
 starts twice as fast. ``prepare`` comes before Prefect is imported, since it reads settings then.
 """
 
-import atexit
+import concurrent.futures.thread  # noqa: F401 - registers its own end when it is imported
 import logging
 import os
 import socket
@@ -60,9 +60,11 @@ def serve() -> None:
     listening.bind(("127.0.0.1", 0))
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
     stops: list[Callable[[], None]] = []
-    # Registered before Prefect is imported, so that it runs after Prefect's own exit handlers:
-    # they deliver the last events, and would wait for a server that is gone.
-    atexit.register(lambda: [stop() for stop in stops])
+    # Registered before Prefect is imported, so that it runs after Prefect's own handlers of this
+    # kind: they deliver the last events, and would wait for a server that is gone. But before
+    # concurrent.futures' own, and so not by `atexit`: without its threads the server cannot end,
+    # and the process died of it now and then (exit codes -6 and -11).
+    threading._register_atexit(lambda: [stop() for stop in stops])
     import uvicorn  # noqa: PLC0415
     from prefect.server.api.server import create_app  # noqa: PLC0415
 
