@@ -23,7 +23,7 @@ from b3_core.errors import InputError
 from b3_core.machine import cores
 from b3_core.progress import Progress, silent
 from b3_core.ray_train import Loop, Trainings
-from b3_core.told import keep_handler
+from b3_core.told import keeping_handler
 
 # Explicit everywhere: Ray listens on all interfaces, and its default differs by how it is started.
 ENVIRONMENT = {
@@ -295,7 +295,6 @@ class RaySession:
             self.check_trainers(_gpus(ray))
         else:
             compute = compute.model_copy(update=_NO_GPU)
-        keep_handler()
         processes = None
         if gpu or self.joins or compute.train_workers > 1:
             self.free_actors()
@@ -365,14 +364,19 @@ class RaySession:
                 if not self.joins:
                     most = max(cores(), self.workers, self.compute.train_workers) + 1
                     own = {"address": "local", "num_cpus": most, "include_dashboard": False}
-                self._keeper.submit(
-                    ray.init,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    configure_logging=False,
-                    **own,
-                ).result()
-                self.started = True
+                self.started = True  # where Ctrl-C comes now too: it will be there all the same
+                try:
+                    with keeping_handler():
+                        self._keeper.submit(
+                            ray.init,
+                            log_to_driver=False,
+                            logging_level="ERROR",
+                            configure_logging=False,
+                            **own,
+                        ).result()
+                except Exception:
+                    self.started = False
+                    raise
         return ray
 
 

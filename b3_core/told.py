@@ -6,6 +6,7 @@ while, and kill. A training uses that while to keep the step it is at
 """
 
 import contextlib
+import ctypes
 import signal
 import threading
 from collections.abc import Iterator
@@ -39,14 +40,21 @@ def noting_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def keep_handler() -> None:
-    """Put this process's own handler of SIGTERM before one that native code has installed since.
+@contextlib.contextmanager
+def keeping_handler() -> Iterator[None]:
+    """Have SIGTERM handled after the block as before, whatever native code installs in it.
 
-    Ray's prints a stack of addresses first. Nothing is done outside the main thread.
+    Ray's handler prints a stack of addresses, and ends the process three seconds later. Python
+    sets handlers in the main thread alone; this is for any.
     """
-    own = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is threading.main_thread() and own is not None:
-        signal.signal(signal.SIGTERM, own)
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.argtypes, get.restype = [ctypes.c_int], ctypes.c_void_p
+    put.argtypes, put.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    before = get(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        put(signal.SIGTERM, before)
 
 
 def is_told() -> bool:
