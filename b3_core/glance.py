@@ -210,6 +210,15 @@ class _Files:
         return round(self.counted * size / max(seen, 1))
 
 
+def _no_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the same with plain strings: Arrow takes no rows of string views."""
+    fields = [
+        field.with_type(pa.string()) if pa.types.is_string_view(field.type) else field
+        for field in batch.schema
+    ]
+    return batch.cast(pa.schema(fields))
+
+
 class _Thinned:
     """Keeps every n-th row of a stream of unknown length, at most ``limit`` of them."""
 
@@ -222,7 +231,7 @@ class _Thinned:
         self._seen += len(batch)
         places = range(first, len(batch), self._step)
         if places:
-            self._parts.append(pa.Table.from_batches([batch.take(pa.array(places))]))
+            self._parts.append(pa.Table.from_batches([_no_views(batch).take(pa.array(places))]))
         while sum(map(len, self._parts)) > self._limit:
             kept = pa.concat_tables(self._parts, promote_options="permissive")
             self._parts = [kept.take(pa.array(range(0, len(kept), 2)))]

@@ -156,6 +156,7 @@ def train_student(
             marks = partial(_as_tensor, margin)
         everywhere = [(spec.query_prompt, spec.positive_prompt)] * len(pairs)
         rows = row_dataset(pairs, prompts or everywhere)
+        model.prompts = _named([part.dataset for part in pairs], prompts or everywhere)
         shelves = None
         if takes_media(model):
             shelf_T = shelf_of or [None] * len(pairs)
@@ -244,6 +245,23 @@ def _trainer(
         ),
         optimizers=(torch.optim.SparseAdam(model.parameters(), lr=arguments.learning_rate), None),
     )
+
+
+def _named(datasets: Sequence[str], prompts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the prompts that a student is saved with, as ``encode_query`` and others take them.
+
+    Where datasets have different ones none is the student's: each has its dataset's name before it,
+    for ``encode(texts, prompt_name="faq-query")``.
+    """
+    sides = ("query", "document")
+    if len(set(prompts)) == 1:
+        return dict(zip(sides, prompts[0], strict=True))
+    named = {
+        f"{dataset}-{side}": prompt
+        for dataset, pair in zip(datasets, prompts, strict=True)
+        for side, prompt in zip(sides, pair, strict=True)
+    }
+    return {**dict.fromkeys(sides, ""), **named}
 
 
 def _as_tensor(margin: PositiveMargin, slot_x: Sequence[int]) -> torch.Tensor:

@@ -259,6 +259,14 @@ def test_a_blank_text_is_named_by_its_file_and_row(tmp_path, bad):
     assert len(draw_rows(str(tmp_path), {"query": "q"}, limit=10, may_lack=["query"]))
 
 
+def test_views_of_strings_are_looked_at_as_strings(tmp_path):
+    columns = {"question": WORDS, "answer": OTHER}
+    views = {name: pa.array(texts).cast(pa.string_view()) for name, texts in columns.items()}
+    file = save(tmp_path, pa.table(views))
+    assert written(file)[0].datasets[0].query == "question"
+    assert len(draw_rows(str(file), {"query": "question"}, limit=10))
+
+
 def test_of_many_files_some_are_opened(tmp_path):
     for number in range(40):
         save(tmp_path, {"q": [f"{number} {i}" for i in range(50)]}, f"{number:02}.parquet")

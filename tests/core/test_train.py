@@ -292,6 +292,22 @@ def test_texts_are_cut_and_prompts_are_kept(tmp_path):
     np.testing.assert_array_equal(*model.encode(["open file now", "open file now or later"]))
 
 
+@pytest.mark.parametrize(
+    "prompts", [[("q: ", "p: ")] * 2, [("q: ", ""), ("", "p: ")]], ids=["alike", "not alike"]
+)
+def test_prompts_of_datasets_are_saved_with_the_student(tmp_path, prompts):
+    spec = TrainSpec(student="static", dim=16)
+    train.train_student(PAIRS, PLAN, spec, seed=5, output=tmp_path, prompts=prompts)
+    found = SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True).prompts
+    if len(set(prompts)) == 1:
+        assert found == {"query": "q: ", "document": "p: "}
+        return
+    for part, (query, positive) in zip(PAIRS, prompts, strict=True):
+        assert found[f"{part.dataset}-query"] == query
+        assert found[f"{part.dataset}-document"] == positive
+    assert found["query"] == found["document"] == ""
+
+
 @pytest.mark.slow
 def test_a_transformers_loss_follows_from_seed_and_precision(tmp_path):
     plan, spec = make_plan(PLAN.row_SB[:1], PLAN.dataset_S[:1], [0]), TrainSpec(student="minilm")
