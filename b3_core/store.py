@@ -201,6 +201,11 @@ class ArtifactStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever written here."""
+        return bool(self.fs.exists(self._base))
+
     def files(self) -> dict[str, dict[str, Any]]:
         """Return every file below the root: path -> what the file system tells of it."""
         self.fs.invalidate_cache()

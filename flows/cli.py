@@ -254,10 +254,17 @@ def gc(
 
     def work() -> dict[str, Any]:
         from b3_core import copies  # noqa: PLC0415
+        from b3_core.errors import InputError  # noqa: PLC0415
         from b3_core.garbage import find_orphans, remove  # noqa: PLC0415
         from b3_core.store import ArtifactStore  # noqa: PLC0415
 
         artifacts = ArtifactStore(store)
+        if not artifacts.exists:
+            raise InputError(
+                f"there is no store at {store}",
+                expected="a folder or s3:// URI of artifacts, as store.root of CONFIG",
+                remedy="correct the path",
+            )
         orphans = find_orphans(artifacts, older_than=3600 * hours)
         size_of = dict(copies.unused(older_than=3600 * hours))
         cached = list(size_of)

@@ -53,6 +53,14 @@ def test_verbs_stand_in_groups(b3):
         assert first in " ".join(said.split())
 
 
+def test_gc_of_what_is_no_store_is_refused(b3, tmp_path):
+    done = b3("gc", str(tmp_path / "none"), check=False)
+    assert done.returncode == 2
+    assert f"b3: there is no store at {tmp_path}/none; expected a folder" in done.stderr
+    (tmp_path / "there").mkdir()
+    assert "0 orphans" in b3("gc", str(tmp_path / "there"), TMPDIR=str(tmp_path)).stdout
+
+
 def verbs():
     command = typer.main.get_command(app)
     for name, each in command.commands.items():
