@@ -91,7 +91,7 @@ def mend(
     open_C = free_C > 0
     settle(net, label_N, free_C, loose_L)
     other_L = np.union1d(loose_L, np.flatnonzero(edited_N))
-    open_C |= _tied(net, label_N, other_L, share=OPEN_SHARE, but=open_C)
+    open_C = _tied(net, label_N, other_L, share=OPEN_SHARE, but=open_C)
     if spec.swap_rounds and open_C.sum() > 1:
         _swap(net, label_N, open_C, spec, rng=rng, progress=progress)
     partition = Partition(
@@ -134,10 +134,12 @@ def _unseat(
 ) -> None:
     """Take edited rows that are tied more to another community out of theirs, in place."""
     edited_E = edited_E[label_N[edited_E] >= 0]
-    best_E, tie_E, own_E = _best(net, label_N, edited_E, communities=len(free_C))
-    own = label_N[edited_E]
-    astray_E = (best_E != own) & (tie_E > own_E)
-    free_C += np.bincount(own[astray_E], minlength=len(free_C))
+    if not edited_E.size:
+        return
+    ties = _ties(net, label_N, edited_E, communities=len(free_C))
+    own_E = label_N[edited_E]
+    astray_E = _best(ties)[1] > _of(ties, own_E)
+    free_C += np.bincount(own_E[astray_E], minlength=len(free_C))
     label_N[edited_E[astray_E]] = -1
 
 
@@ -151,20 +153,15 @@ def _ties(net: Net, label_N: Labels, row_X: npt.NDArray[np.intp], *, communities
     return ties
 
 
-def _best(
-    net: Net, label_N: Labels, row_X: npt.NDArray[np.intp], *, communities: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return what a few rows are tied to most, how much, and how much to their own community."""
-    ties = _ties(net, label_N, row_X, communities=communities)
-    if not len(row_X):
-        return np.empty(0, np.int64), np.empty(0), np.empty(0)
+def _best(ties: csr_array) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.float64]]:
+    """Return the community that each row is tied to most, and how much, both X."""
     best_X = np.asarray(ties.argmax(axis=1)).ravel()
-    rows = np.arange(len(row_X))
-    tie_X, own_X = (
-        np.asarray(ties[rows, column], np.float64).ravel()
-        for column in (best_X, np.maximum(label_N[row_X], 0))
-    )
-    return best_X, tie_X, own_X
+    return best_X, _of(ties, best_X)
+
+
+def _of(ties: csr_array, community_X: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """Return how much each row is tied to a community of its own, X."""
+    return np.asarray(ties[np.arange(len(community_X)), community_X], np.float64).ravel()
 
 
 def _tied(
@@ -175,20 +172,22 @@ def _tied(
     share: float,
     but: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    """Choose what each of the other rows is tied to most, and more of what they are tied to.
+    """Return ``but``, what each other row is tied to most, and more of what they are tied to.
 
-    More only up to a share of all communities, ``but`` and the first included: in holes alone, a
+    More only up to a share of all communities, those before included: in holes alone, a
     fresh row would hardly meet what is like it.
     """
-    best_L, most_L, _ = _best(net, label_N, other_L, communities=len(but))
-    tied_C = np.zeros(len(but), bool)
+    if not other_L.size:
+        return but
+    ties = _ties(net, label_N, other_L, communities=len(but))
+    best_L, most_L = _best(ties)
+    tied_C = but.copy()
     tied_C[best_L[most_L > 0]] = True
-    tie_C = _ties(net, label_N, other_L, communities=len(but)).sum(axis=0)
-    tie_C[but | tied_C] = 0.0
-    room = max(int(share * len(but)) - int((but | tied_C).sum()), 0)
+    tie_C = np.where(tied_C, 0.0, ties.sum(axis=0))
+    room = max(int(share * len(but)) - int(tied_C.sum()), 0)
     chosen_C = np.argsort(-tie_C, kind="stable")[:room]
     tied_C[chosen_C[tie_C[chosen_C] > 0]] = True
-    return tied_C & ~but
+    return tied_C
 
 
 def _swap(
