@@ -211,7 +211,7 @@ def plan_batches(
         ``across``, where communities count for nothing.
     group_of
         Groups of each dataset's rows. No group is twice in a batch where that can be avoided: in
-        epochs of random batches always, else by a bounded search (``b3_core.deal``).
+        epochs of random batches always, else by a bounded search (``b3_core.parting``).
     variant_of
         For each epoch which of a dataset's partitions it uses; the first if empty.
     weight_of

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from b3_core.batches import BatchPlan, plan_batches
 from b3_core.communities import Partition
 from b3_core.config import BatchSpec, Phase
-from b3_core.deal import LOOK, PASSES, _part_groups
 from b3_core.errors import InputError
+from b3_core.parting import LOOK, PASSES, part_groups
 from tests.conftest import examples
 
 
@@ -292,7 +292,7 @@ def test_exchanges_between_batches_never_make_it_worse(seed, groups):
     group_UK = rng.integers(0, groups, (per * int(rng.integers(1, 12)), 3)).astype(np.int32)
     unit_SP = rng.permutation(len(group_UK)).reshape(-1, per)
     broken_U = rng.random(len(group_UK)) < rng.choice([0.0, 0.5])
-    parted_SP = _part_groups(unit_SP, group_UK, broken_U, rng=rng)
+    parted_SP = part_groups(unit_SP, group_UK, broken_U, rng=rng)
     assert sorted(parted_SP.ravel()) == list(range(len(group_UK)))
     assert meetings(parted_SP, group_UK) <= meetings(unit_SP, group_UK)
 
@@ -349,7 +349,7 @@ def test_exchanges_are_those_of_the_slow_twin(seed):
     case = groups_to_part(seed)
     rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
     before_SP = case[0].copy()
-    parted_SP = _part_groups(*case, rng=rng)
+    parted_SP = part_groups(*case, rng=rng)
     assert np.array_equal(parted_SP, slow_part_groups(*case, rng=other))
     assert rng.bit_generator.state == other.bit_generator.state  # and so is whatever comes after
     assert np.array_equal(case[0], before_SP)
@@ -375,7 +375,7 @@ def test_units_without_a_common_group_draw_nothing():
     rng = np.random.default_rng(0)
     group_UK = np.arange(24, dtype=np.int32).reshape(8, 3) // 3  # a group repeats in its unit alone
     unit_SP = np.arange(8).reshape(4, 2)
-    assert np.array_equal(_part_groups(unit_SP, group_UK, np.zeros(8, bool), rng=rng), unit_SP)
+    assert np.array_equal(part_groups(unit_SP, group_UK, np.zeros(8, bool), rng=rng), unit_SP)
     assert rng.random() == np.random.default_rng(0).random()
 
 
@@ -386,7 +386,7 @@ def test_exchanges_part_most_of_what_can_be_parted():
     unit_SP = rng.permutation(240).reshape(-1, 6)
     before = meetings(unit_SP, group_UK)
     whole_U = np.zeros(240, bool)
-    after = meetings(_part_groups(unit_SP, group_UK, whole_U, rng=rng), group_UK)
+    after = meetings(part_groups(unit_SP, group_UK, whole_U, rng=rng), group_UK)
     assert before > 20
     assert after <= 2
 
