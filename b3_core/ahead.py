@@ -1,6 +1,7 @@
 """What a CONFIG asks for and cannot have, said before hours of work instead of after them."""
 
 import importlib.util
+from collections.abc import Mapping
 
 from b3_core import benchmarks, packaged
 from b3_core.config import ComputeSpec, PipelineSpec
@@ -29,6 +30,35 @@ def check_teacher(spec: PipelineSpec) -> None:
                 remedy="name one in teacher.model; or, where positives are texts, set "
                 "teacher.reads: positive",
             )
+
+
+def check_windows(spec: PipelineSpec, rows: Mapping[str, int]) -> None:
+    """Refuse an arm that mines a dataset in which p leaves no row a window.
+
+    Parameters
+    ----------
+    rows
+        Training rows of each dataset, by its name.
+
+    Raises
+    ------
+    InputError
+        p drops all ranks there are: batches would be drawn at random, at the price of mining.
+    """
+    for name in spec.arm_names:
+        mining, batches = spec.arm(name)
+        if not mining.mines(batches):
+            continue
+        for dataset in spec.datasets:
+            cutoff, ranks = mining.cutoff(dataset.task), rows[dataset.name] - 1
+            if dataset.task != "classification" and cutoff >= ranks:
+                raise InputError(
+                    f"mining.p = {cutoff} leaves no window in the {ranks + 1:,} training rows of "
+                    f"dataset {dataset.name} (arm {name})",
+                    expected=f"less than {max(ranks, 0):,}, of which mining.m = {mining.m} ranks "
+                    "after the first p are kept",
+                    remedy="set a smaller mining.p, or add rows",
+                )
 
 
 def check_student(spec: PipelineSpec) -> None:

@@ -124,7 +124,10 @@ def _make(stage: Stage, ray: RaySession, store: ArtifactStore) -> None:
 
 def plan_of(spec: PipelineSpec, store: ArtifactStore) -> Plan:
     """Read the datasets, or find them read, and work out all that follows."""
-    return Plan.of(spec, [read_pairs(d, spec.evaluate, store) for d in spec.datasets], store)
+    refs = [read_pairs(dataset, spec.evaluate, store) for dataset in spec.datasets]
+    plan = Plan.of(spec, refs, store)
+    ahead.check_windows(spec, {ref.spec.name: ref.rows for ref in refs})
+    return plan
 
 
 def _by_teacher(todo: Iterable[Vectors]) -> list[list[Vectors]]:

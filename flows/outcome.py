@@ -8,8 +8,10 @@ from typing import Any
 
 from b3_core.benchmarks import read_table
 from b3_core.config import PipelineSpec
+from b3_core.mine import ManifestOf
 from b3_core.plan import Plan
 from b3_core.promote import Promotion
+from b3_core.report.advice import gravest
 from b3_core.results import read_results
 from b3_core.stage import Stage, missing
 from b3_core.store import ArtifactStore
@@ -80,10 +82,39 @@ def if_done(flow: str, spec: PipelineSpec) -> Outcome | None:
 
 
 def _warned(plan: Plan, store: ArtifactStore) -> Outcome:
-    """Return what to know of the datasets before their figures are believed, if anything."""
-    refs = next(iter(plan.legs[0].manifests.values())).refs
+    """Return what to know of the datasets and batches before figures are believed, if anything."""
+    first: dict[str, ManifestOf] = {}
+    for (arm, _), made in plan.legs[0].manifests.items():
+        first.setdefault(arm, made)
+    refs = next(iter(first.values())).refs
     found = [said for ref in refs if (said := ref.warning(store))]
+    for arm, made in first.items():
+        found += [f"{said} (arm {arm})" for said in _gravest(made, store)]
     return {"warnings": found} if found else {}
+
+
+def _gravest(made: ManifestOf, store: ArtifactStore) -> list[str]:
+    """Return of what `b3 report` advises what says that an arm mined next to nothing."""
+    if not made.mining.mines(made.batching):
+        return []
+    found = []
+    for variants in made.partitions:
+        part = variants[made.variant_of[-1]]
+        graph, communities = store.find(part.graph.address), store.find(part.address)
+        if graph is None or communities is None:  # only manifests are needed to be up to date
+            continue
+        figures = {
+            "name": part.dataset,
+            "rows": part.ref.rows,
+            "labelled": part.ref.spec.task == "classification",
+            "p": part.graph.cutoff,
+            "m": made.mining.m,
+            "partitioner": made.mining.partitioner,
+            "edges": {"isolated": graph.counts["isolated"] / part.ref.rows},
+            "communities": communities.figures,
+        }
+        found += gravest(figures)
+    return found
 
 
 def _uris(stages: Iterable[Stage], store: ArtifactStore) -> list[str]:

@@ -121,6 +121,11 @@ class MiningSpec(Spec):
             found.append(chosen)
         return found
 
+    def mines(self, batches: "BatchSpec") -> bool:
+        """Say whether any batch is to be mined, not drawn at random."""
+        share = min(phase.random_share for phase in batches.curriculum)
+        return self.partitioner != "random" and share < 1
+
     def cutoff(self, task: str) -> int:
         """Return p: the one given, else the default of the dataset's task."""
         return DEFAULT_P[task] if self.p is None else self.p

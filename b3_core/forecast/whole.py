@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from b3_core import ahead
 from b3_core.config import PipelineSpec
 from b3_core.embed import Pairs, PairsRef
 from b3_core.forecast.jobs import Job, Rows, jobs_of, key_of
@@ -58,6 +59,7 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
     # On a machine without a GPU such a CONFIG is refused: where none is said, this one's are meant.
     machine = replace(machine, gpus=machine.gpus or gpus)
     totals = {each.name: rows_of(each, spec, store) for each in spec.datasets}
+    ahead.check_windows(spec, {name: each.train for name, each in totals.items()})
     plan = Plan.in_store(spec, store)
     with tempfile.TemporaryDirectory(prefix="b3-plan-") as folder:
         # More than one batch must be left of it when it is cut.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ISOLATED = 0.10  # share of rows without a window edge
+NONE_MINED = 0.5  # the same, from where on mining itself is in doubt
 LIKE_RANDOM = 1.5  # times the window partners of random communities
 MOVED = 0.5  # share of rows that are not where the partitioner put them
 LIKELY_PAIRS = 0.03  # share of pairs that are likely false negatives, beyond that of random batches
@@ -42,6 +43,20 @@ def advise(figures: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def gravest(figures: Mapping[str, Any]) -> list[str]:
+    """Return what says that mining came to next to nothing, with its remedy: few figures tell it.
+
+    Parameters
+    ----------
+    figures
+        As :func:`advise` takes them, of which ``name, rows, labelled, p, m, partitioner, edges``
+        and ``communities`` are enough.
+    """
+    lost = (figures["edges"].get("isolated") or 0.0) >= NONE_MINED
+    found = (_isolated(figures) if lost else None) or _like_random(figures)
+    return [f"{figures['name']}: {found[1]}; {found[2]}"] if found else []
+
+
 _Said = tuple[str, str, str] | None
 
 
@@ -49,11 +64,36 @@ def _isolated(figures: Mapping[str, Any]) -> _Said:
     share = figures["edges"].get("isolated")
     if share is None or share < ISOLATED:
         return None
+    says = f"{share:.0%} of rows have no window edge: "
+    if _cut_short(figures) and _window(figures) == 0:
+        return (
+            "isolated",
+            f"{says}mining.p = {figures['p']} leaves no window in {figures['rows']:,} rows",
+            "a smaller mining.p",
+        )
+    if _cut_short(figures):
+        return (
+            "isolated",
+            f"{says}mining.p = {figures['p']} leaves a window of {_window(figures)} ranks, not "
+            f"{figures['m']}",
+            "a smaller mining.p, a stronger teacher, or mining.graph: union",
+        )
+    wider = "" if _wide(figures) else ", or a larger mining.m"
     return (
         "isolated",
-        f"{share:.0%} of rows have no window edge: a weak teacher, or a window that is too narrow?",
-        "try a stronger teacher, mining.graph: union, or a larger mining.m",
+        f"{says}a weak teacher, or a window that is too narrow?",
+        f"try a stronger teacher{',' if wider else ' or'} mining.graph: union{wider}",
     )
+
+
+def _window(figures: Mapping[str, Any]) -> int:
+    """Return how many ranks the window has: of N rows each has N - 1 others, of which p go."""
+    ranks: int = max(figures["rows"] - 1 - figures["p"], 0)
+    return min(int(figures["m"]), ranks)
+
+
+def _cut_short(figures: Mapping[str, Any]) -> bool:
+    return not figures["labelled"] and _window(figures) < figures["m"]
 
 
 def _like_random(figures: Mapping[str, Any]) -> _Said:
@@ -78,11 +118,12 @@ def _false_negatives(figures: Mapping[str, Any]) -> _Said:
     share, floor = found.get("share_of_pairs"), drawn.get("share_of_pairs") or 0.0
     if share is None or share - floor < LIKELY_PAIRS:
         return None
+    cutoff = "" if _cut_short(figures) else "mining.p or "
     return (
         "false-negatives",
         f"{share:.1%} of in-batch pairs score at least {found['threshold']} of the row's own "
         f"positive, of random pairs {floor:.1%}: false negatives, as far as the teacher is right",
-        "raise mining.p or mining.repulsion; give a group column for rows that answer one another",
+        f"raise {cutoff}mining.repulsion; give a group column for rows that answer one another",
     )
 
 
@@ -163,7 +204,7 @@ def _weak(figures: Mapping[str, Any]) -> _Said:
 
 
 def _wide(figures: Mapping[str, Any]) -> _Said:
-    rows, window = figures["rows"], figures["m"]
+    rows, window = figures["rows"], _window(figures)
     if figures["labelled"] or window < WIDE * rows:
         return None
     return (

@@ -154,7 +154,9 @@ def dataset_lines(datasets: Sequence[Described]) -> list[Line]:
 
 def _of_dataset(data: Described) -> dict[str, str]:
     edges, repeats, teacher = data["edges"], data["repeats"] or {}, data["teacher"]
-    window = "labels" if data["labelled"] else f"{data['p']} to {data['p'] + data['m'] - 1}"
+    last = min(data["p"] + data["m"], data["rows"] - 1) - 1  # of N rows each ranks N - 1
+    window = f"{data['p']} to {last}" if data["p"] <= last else "none"
+    window = "labels" if data["labelled"] else window
     found = {
         "rows": written(data["rows"], "count"),
         "batches": written(data["batches_all"], "count"),

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from b3_core.ahead import check_benchmarks, check_student, check_teacher
+from b3_core.ahead import check_benchmarks, check_student, check_teacher, check_windows
 from b3_core.config import (
     BenchmarkSpec,
     ComputeSpec,
@@ -34,6 +34,19 @@ def test_a_teacher_of_texts_is_refused_for_pictures_that_it_would_read(model):
     check_teacher(spec(PICTURES, teacher=TeacherSpec(model=model, reads="positive")))
     check_teacher(spec(TEXTS, teacher=TeacherSpec(model=model)))
     check_teacher(spec(PICTURES, teacher=TeacherSpec(model="/models/clip")))
+
+
+def test_a_cutoff_that_leaves_no_window_is_refused_for_arms_that_mine():
+    mined = spec(TEXTS, mining={"p": 99, "m": 10}, arms=("random", "b3"))
+    check_windows(mined, {"faq": 101})  # of 100 ranks each row keeps the last
+    with pytest.raises(InputError, match=r"p = 99 leaves no window in the 100 .* faq \(arm b3\)"):
+        check_windows(mined, {"faq": 100})
+    drawn = spec(TEXTS, mining={"p": 99}, arms=("random", "same-dataset"))
+    check_windows(drawn, {"faq": 100})
+    labelled = TEXTS.model_copy(update={"task": "classification"})
+    check_windows(spec(labelled, mining={"p": 99}), {"faq": 100})
+    with pytest.raises(InputError, match=r"mining.p = 70 leaves no window"):  # vqa's default
+        check_windows(spec(TEXTS.model_copy(update={"task": "vqa"})), {"faq": 64})
 
 
 def test_a_student_of_texts_is_refused_for_pictures():

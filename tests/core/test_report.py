@@ -21,7 +21,7 @@ from b3_core.inputs import PACKED, Shelf
 from b3_core.manifest import Manifest
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.ranking import ranking_of
-from b3_core.report.advice import advise
+from b3_core.report.advice import advise, gravest
 from b3_core.report.dataset import Options
 from b3_core.report.describe import describe
 from b3_core.report.meetings import BINS, Looked, RankSight, by_epoch, figures, meet
@@ -246,6 +246,45 @@ def test_a_sound_plan_is_not_warned_of():
 def test_each_fault_is_said_with_its_number_and_a_remedy(says, fault):
     (found,) = advise(SOUND | fault)
     assert says in found["says"] and found["remedy"] and found["dataset"] == "faq"
+
+
+@pytest.mark.parametrize(
+    ("rows", "p", "m", "isolated", "says", "remedy"),
+    [
+        (1000, 30, 100, 0.6, "a window that is too narrow", "or a larger mining.m"),
+        (1000, 30, 300, 0.6, "a window that is too narrow", "mining.graph: union"),
+        (190, 160, 50, 0.6, "p = 160 leaves a window of 29 ranks, not 50", "a smaller mining.p"),
+        (190, 300, 50, 1.0, "p = 300 leaves no window in 190 rows", "a smaller mining.p"),
+    ],
+)
+def test_remedies_for_a_window_do_not_contradict_one_another(rows, p, m, isolated, says, remedy):
+    drawn = {**SOUND["batches"]["mined"], "false_negatives": {"share_of_pairs": 0.0}}
+    found = advise(
+        SOUND
+        | {"rows": rows, "p": p, "m": m, "edges": {"isolated": isolated}}
+        | {"batches": {**SOUND["batches"], "random": drawn}}
+    )
+    first = found[0]
+    assert first["kind"] == "isolated" and says in first["says"] and remedy in first["remedy"]
+    remedies = " ".join(each["remedy"] for each in found)
+    assert not ("larger mining.m" in remedies and "smaller mining.m" in remedies)
+    assert not ("raise mining.p " in remedies and "smaller mining.p" in remedies)
+    assert "false-negatives" in {each["kind"] for each in found}
+
+
+def test_the_gravest_is_that_mining_came_to_next_to_nothing():
+    few = ("name", "rows", "labelled", "p", "m", "partitioner", "edges", "communities")
+    figures = {key: SOUND[key] for key in few}
+    assert gravest(figures) == gravest(figures | {"edges": {"isolated": 0.2}}) == []
+    lost = figures | {"edges": {"isolated": 0.6}}
+    assert gravest(lost) == [
+        "faq: 60% of rows have no window edge: a weak teacher, or a window that is too narrow?; "
+        "try a stronger teacher, mining.graph: union, or a larger mining.m"
+    ]
+    alike = {"communities": {"window": 1.1, "random_window": 1.0, "too_hard": 0.1}}
+    (said,) = gravest(figures | alike)
+    assert "mining found next to nothing" in said
+    assert len(gravest(lost | alike)) == 1
 
 
 @pytest.fixture(scope="module")

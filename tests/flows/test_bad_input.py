@@ -62,6 +62,13 @@ def test_fewer_rows_than_a_community(command, tmp_path, write_config):
     refused(command, tmp_path, config, "19 training rows", "at least 32", "smaller")
 
 
+def test_a_cutoff_beyond_the_last_rank(command, tmp_path, write_config):
+    config = write_config(mining={"k": 8, "p": 600, "m": 10})
+    refused(command, tmp_path, config, "p = 600 leaves no window in the 57. .* faq", "smaller")
+    code, out, err = command("plan", config)
+    assert (code, out) == (2, "") and "mining.p = 600 leaves no window" in err
+
+
 def test_all_rows_one_group(command, tmp_path, write_config):
     table = topic_table(100).to_pydict() | {"answer": ["the same answer"] * 100}
     file = tmp_path / "same.parquet"

@@ -243,3 +243,17 @@ def test_classification_is_mined_by_labels(command, write_config, tmp_path, data
     of_places = hard.negatives.row_SBH[hard.plan.dataset_S == 0]
     assert (of_places == -1).all() and of_places.shape[2] == 5
     assert (hard.negatives.row_SBH[hard.plan.dataset_S == 1] >= 0).mean() > 0.5
+
+
+def test_batches_that_are_next_to_random_are_warned_of(command, write_config):
+    config = write_config(
+        mining={"k": 8, "p": 560, "m": 20},  # of 569 ranks a window of 9, at which nobody is near
+        arms=["b3"],
+        compute={"shard_rows": 100_000},
+    )
+    code, out, err = command("mine", config)
+    assert code == 0, err
+    (said,) = (line for line in err.splitlines() if line.startswith("warning: "))
+    assert "faq: " in said and "leaves a window of 9 ranks, not 20" in said
+    assert said.endswith("a smaller mining.p, a stronger teacher, or mining.graph: union (arm b3)")
+    assert "manifest of b3" in out and "warning" not in out
