@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -129,7 +130,7 @@ def run_command(
     reporter = TerminalReporter(console, detail=verbose)
     reporting.use(reporter)
     try:
-        with _sigterm_raised(), _stdout_kept_clean() as stdout:
+        with _sigterm_raised(), _interrupts_kept(), _stdout_kept_clean() as stdout:
             with reporter.live() if bars else contextlib.nullcontext():
                 outcome = work()
             spec = outcome.pop("spec", None)
@@ -155,6 +156,33 @@ def run_command(
         if verbose:
             raise
         _fail(f"{_one_line(error)}; run again with -v for the traceback", 1)
+    finally:
+        # All is said: Ctrl-C while threads end just ends them, without a traceback of whichever
+        # was waited for. Of such handlers the last one registered is the first to run.
+        threading._register_atexit(_let_end)
+
+
+def _let_end() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Raise Ctrl-C again where Python could only print it: in a destructor or weak reference."""
+    before, main = sys.unraisablehook, threading.get_ident()
+
+    def note(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # Not here, where it would be ignored as well, but as soon as this has returned.
+            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class _ToldToEnd(BaseException):

@@ -3,6 +3,9 @@
 import logging
 import os
 import re
+import signal
+import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -182,3 +185,23 @@ def test_where_tune_writes_is_looked_at_before_the_work(
     code, out, err = command("tune", config, "--output", tmp_path / name)
     assert (code, out) == (2, "") and said in err
     assert config.read_text() == before
+
+
+def test_ctrl_c_that_a_destructor_swallows_comes_again(capfd):
+    class Held:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def work():
+        Held()
+        time.sleep(30)  # it goes on as if nothing had been
+        return {}
+
+    hook, began = sys.unraisablehook, time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        run_command(work, as_json=True, verbose=False)
+    logging.disable(logging.NOTSET)
+    out, err = capfd.readouterr()
+    assert (ended.value.code, out) == (130, "") and time.monotonic() - began < 20
+    assert err.startswith("b3: interrupted") and err.count("\n") == 1
+    assert sys.unraisablehook is hook

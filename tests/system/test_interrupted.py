@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM in the middle: one line, its exit code, nothing left; then it goes on."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -120,3 +121,25 @@ def test_trainings_side_by_side(when, b3, write_config, tmp_path, prefect_home):
     assert stages().count("student") < 2
     b3("train", config)
     assert stages().count("student") == 2
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.3])
+def test_the_end_after_the_result(seconds, write_config, prefect_home):
+    """Prefect's threads take a second to end: Ctrl-C then ends them, and says nothing."""
+    config = write_config(arms=["random"], compute={"workers": 1, "shard_rows": 100_000})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "mine", str(config), "--json"],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_HOME": str(prefect_home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert json.loads(process.stdout.readline())["manifests"]
+    time.sleep(seconds)
+    assert process.poll() is None  # it still ends
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=SOON)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in err and "Exception" not in err, err
