@@ -131,7 +131,7 @@ def batch_size(
 
         return {**flow(spec, sizes=tuple(size)), "part": part, "machine": machine()}
 
-    run_command(work, as_json=as_json, verbose=verbose, show=_show_batch_sizes)
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_batch_sizes, keeps=True)
 
 
 @app.command()
@@ -263,7 +263,7 @@ def scale(
         told = summary(found, spec.mining, at=at, workers=workers, list_seconds=list_seconds)
         return {"rows": found, **told, "list_seconds": list_seconds, "machine": machine()}
 
-    run_command(work, as_json=as_json, verbose=verbose, show=_show_scale)
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_scale, keeps=True)
 
 
 @app.command()

@@ -89,7 +89,7 @@ def demo(
         }
         return run_flow("pipeline", demo_config(corpus, pairs, store, settings))
 
-    run_command(work, as_json=as_json, verbose=verbose)
+    run_command(work, as_json=as_json, verbose=verbose, keeps=True)
 
 
 @app.command(rich_help_panel=_RUN)
@@ -184,7 +184,7 @@ def tune(
         write_output(output, yaml.safe_dump(outcome["config"], sort_keys=False))
         return {**outcome, "output": str(output)}
 
-    run_command(work, as_json=as_json, verbose=verbose, show=_show_tuned)
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_tuned, keeps=True)
 
 
 def _show_tuned(console: Console, outcome: dict[str, Any]) -> None:
@@ -348,4 +348,6 @@ def main() -> None:
 
 
 def _run_flow(name: str, config: Path, *, as_json: bool, verbose: bool) -> None:
-    run_command(lambda: run_flow(name, load_config(config)), as_json=as_json, verbose=verbose)
+    run_command(
+        lambda: run_flow(name, load_config(config)), as_json=as_json, verbose=verbose, keeps=True
+    )

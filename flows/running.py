@@ -120,8 +120,12 @@ def run_command(
     verbose: bool,
     show: Callable[[Console, dict[str, Any]], None] | None = None,
     bars: bool = True,
+    keeps: bool = False,
 ) -> None:
-    """Do a command's work with bars on stderr, then print its outcome or one line of error."""
+    """Do a command's work with bars on stderr, then print its outcome or one line of error.
+
+    ``keeps``: what is finished when it is interrupted stays, and the same command goes on.
+    """
     embedded.prepare(verbose=verbose)
     from flows.terminal import TerminalReporter  # noqa: PLC0415
     from tasks import reporting  # noqa: PLC0415
@@ -129,6 +133,7 @@ def run_command(
     console = Console(stderr=True)
     reporter = TerminalReporter(console, detail=verbose)
     reporting.use(reporter)
+    goes_on = "; the same command continues where it stopped" if keeps else ""
     try:
         with _sigterm_raised(), _interrupts_kept(), _stdout_kept_clean() as stdout:
             with reporter.live() if bars else contextlib.nullcontext():
@@ -149,9 +154,9 @@ def run_command(
             console.print_exception()
         _fail(error, error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command continues where it stopped", 130)
+        _fail(f"interrupted{goes_on}", 130)
     except _ToldToEnd:
-        _fail("told to end; the same command continues where it stopped", 143)
+        _fail(f"told to end{goes_on}", 143)
     except Exception as error:
         if verbose:
             raise

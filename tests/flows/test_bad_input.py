@@ -203,5 +203,23 @@ def test_ctrl_c_that_a_destructor_swallows_comes_again(capfd):
     logging.disable(logging.NOTSET)
     out, err = capfd.readouterr()
     assert (ended.value.code, out) == (130, "") and time.monotonic() - began < 20
-    assert err.startswith("b3: interrupted") and err.count("\n") == 1
+    assert err == "b3: interrupted\n"
     assert sys.unraisablehook is hook
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [("SIGINT", "interrupted"), ("SIGTERM", "told to end")]
+)
+@pytest.mark.parametrize(
+    ("keeps", "then"), [(True, "; the same command continues where it stopped"), (False, "")]
+)
+def test_only_a_command_that_keeps_its_work_promises_to_go_on(capfd, number, word, keeps, then):
+    def work():
+        signal.raise_signal(getattr(signal, number))
+        return {}
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(work, as_json=True, verbose=False, keeps=keeps)
+    logging.disable(logging.NOTSET)
+    assert ended.value.code == 128 + getattr(signal, number)
+    assert capfd.readouterr() == ("", f"b3: {word}{then}\n")
