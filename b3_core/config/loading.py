@@ -5,7 +5,7 @@ import glob
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from b3_core.config.models import PACKAGED
-from b3_core.config.pipeline import PipelineSpec
+from b3_core.config.pipeline import ArmSpec, PipelineSpec
 from b3_core.errors import InputError
 from b3_core.paths import fixed_folder, is_hidden
 
@@ -134,27 +134,62 @@ def _model(model: str, base: Path) -> str:
 
 
 def _one_line(error: ValidationError) -> InputError:
-    """Turn pydantic's first complaint into one line, with the nearest known key for a typo."""
-    first = error.errors()[0]
+    """Turn pydantic's first complaint into one line, with the nearest known word for a typo."""
+    first = _first(error)
     where = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
     ).lstrip(".")
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         return InputError(
             f"unknown key '{where}' in CONFIG",
             expected=f"one of: {', '.join(known)}",
-            remedy=f"did you mean '{near[0]}'?" if near else "remove it",
+            remedy=_nearest(str(first["loc"][-1]), known) or "remove it",
         )
     if first["type"] == "missing":
         return InputError(f"CONFIG lacks '{where}'", remedy="add it")
-    message = first["msg"].removeprefix("Value error, ")
+    if not where:
+        message = first["msg"].removeprefix("Value error, ")
+        return InputError(f"CONFIG is not consistent: {message}", remedy="change one of them")
+    return _wrong_value(first, where)
+
+
+def _wrong_value(first: Mapping[str, Any], where: str) -> InputError:
     shown = not isinstance(first["input"], (dict, list)) and first["type"] != "credentials"
     value = f" is {first['input']!r}" if shown else ""
-    if not where:
-        return InputError(f"CONFIG is not consistent: {message}", remedy="change one of them")
-    return InputError(f"'{where}' in CONFIG{value}: {message}", remedy="correct the value")
+    message, expected, remedy = f"'{where}' in CONFIG{value}", "", "correct the value"
+    if first["type"] == "literal_error":
+        known = re.findall("'([^']*)'", first["ctx"]["expected"])
+        own = ", or keys of an arm of one's own" if first["loc"][:-1] == ("arms",) else ""
+        expected = f"one of: {', '.join(known)}{own}"
+        remedy = _nearest(str(first["input"]), known) or remedy
+    elif first["type"] == "model_type":
+        expected = f"keys: {', '.join(_known_keys(first['loc']))}"
+    elif first["type"] == "tuple_type":
+        key, expected = where.rpartition(".")[2], "a list"
+        if not shown:
+            message, remedy = f"{message} is a mapping", "put '- ' before its first key"
+        elif first["input"] is not None:
+            remedy = f"write {key}: [{first['input']}]"
+    else:
+        message += f": {first['msg'].removeprefix('Value error, ')}"
+    return InputError(message, expected=expected, remedy=remedy)
+
+
+def _first(error: ValidationError) -> Mapping[str, Any]:
+    """Return the first complaint; of an arm, the one about what it was meant to be."""
+    first, *others = error.errors()
+    branch = first["loc"][2:3]
+    if first["loc"][:1] != ("arms",) or not branch or branch[0] in ArmSpec.model_fields:
+        return first
+    # A name, or keys of one's own: pydantic complains of both, of the name first.
+    meant = others[0] if isinstance(first["input"], dict) else first
+    return {**meant, "loc": meant["loc"][:2] + meant["loc"][3:]}
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else ""
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
@@ -162,8 +197,14 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation
-        inner = next(iter(get_args(annotation)), annotation)  # of tuple[DatasetSpec, ...]
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        # An arm's mining and batches are mappings: of the keys that CONFIG's own have.
+        inner = _model_in(model.model_fields[part].annotation)
+        model = inner or _model_in(PipelineSpec.model_fields[part].annotation) or model
     return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model in a type, such as that of ``tuple[str | ArmSpec, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _model_in(each))), None)

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from b3_core.config.base import Name, Spec
 from b3_core.config.data import DatasetSpec
@@ -106,13 +107,23 @@ class PipelineSpec(Spec):
             raise ValueError(
                 f"promote.arm is {self.promote.arm!r}, but arms are {', '.join(self.arm_names)}"
             )
-        for name in self.arm_names:
+        for place, name in enumerate(self.arm_names):
             try:
                 mining, batches = self.arm(name)
-            except ValidationError as error:
-                first = error.errors()[0]
-                key = ".".join(map(str, first["loc"]))
-                raise ValueError(f"arm {name}, {key}: {first['msg']}") from error
+            except ValidationError as error:  # as if its keys had been read where they stand
+                section = "mining" if error.title == MiningSpec.__name__ else "batches"
+                raise ValidationError.from_exception_data(
+                    self.__class__.__name__,
+                    [
+                        InitErrorDetails(
+                            type=each["type"],
+                            loc=("arms", place, section, *each["loc"]),
+                            input=each["input"],
+                            ctx=each.get("ctx", {}),
+                        )
+                        for each in error.errors()
+                    ],
+                ) from error
             for variant in mining.variants(batches):
                 if batches.batch_size % variant.k:
                     raise ValueError(

@@ -107,6 +107,24 @@ def test_a_folder_called_like_a_packaged_model_does_not_replace_it(config, tmp_p
             "benchmarks .'coco', 'coco'. are not all different",
         ),
         (LEAST + "train: {symmetric: true, positive_margin: 0.95}\n", "leave one of them out"),
+        (LEAST + "mining: {graph: mutul}\n", "is 'mutul'; expected one of: mutual, union; did you"),
+        (LEAST + "mining: 5\n", "'mining' in CONFIG is 5; expected keys: p, m, "),
+        (LEAST + "seeds: 3\n", r"'seeds' in CONFIG is 3; expected a list; write seeds: \[3\]"),
+        (LEAST + "batches: {curriculum: {epochs: 1}}\n", "is a mapping; expected a list; put '- '"),
+        (LEAST + "arms: b3\n", r"'arms' in CONFIG is 'b3'; expected a list; write arms: \[b3\]"),
+        (
+            LEAST + "arms: [b3, ramdom]\n",
+            r"'arms\[1\]' in CONFIG is 'ramdom'; expected one of: random, same-.*mean 'random'",
+        ),
+        (
+            LEAST + "arms: [7]\n",
+            r"'arms\[0\]' in CONFIG is 7; expected one of: .*, or keys of an arm",
+        ),
+        (LEAST + "arms: [{mining: {k: 8}}]\n", r"lacks 'arms\[0\]\.name'"),
+        (
+            LEAST + "arms: [{name: x, minning: {}}]\n",
+            r"'arms\[0\]\.minning'.*did you mean 'mining'",
+        ),
         ("- 1\n", "holds no mapping"),
         ("datasets: [\n", "no valid YAML at line"),
         (LEAST.replace("name: faq", "name: ../faq"), r"'datasets\[0\]\.name'"),
@@ -227,7 +245,13 @@ def test_an_arm_of_ones_own_changes_some_keys():
     mining, batches = spec.arm("k8")
     assert (mining.p, mining.k, batches.batch_size, batches.epochs) == (5, 8, 16, 3)
     for wrong, message in (
-        ({"mining": {"kk": 8}}, "arm k8, kk: Extra inputs are not permitted"),
+        ({"mining": {"kk": 8}}, r"unknown key 'arms\[1\]\.mining\.kk'.*did you mean 'k'"),
+        ({"mining": {"graph": "mutul"}}, r"'arms\[1\]\.mining\.graph' .*did you mean 'mutual'"),
+        ({"mining": {"search": "ivf", "cell_rows": 9}}, r"'arms\[1\]\.mining' .*beside cell_rows"),
+        (
+            {"batches": {"curriculum": [{"epoch": 1}]}},
+            r"'arms\[1\]\.batches\.curriculum\[0\]\.epoch' .*did you mean 'epochs'",
+        ),
         ({"mining": {"k": 24}}, "64, which is no multiple of k = 24 .arm k8."),
         ({"name": "random"}, "are not all different"),
     ):
