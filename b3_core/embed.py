@@ -91,7 +91,7 @@ class Pairs(Stage):
             draft.counts |= {"overlap": split.overlap, "repeated": split.repeated}
         if split.skipped is not None:
             pq.write_table(split.skipped, draft.path("skipped.parquet"), compression="zstd")
-            draft.counts["skipped"] = len(split.skipped)
+            draft.counts["skipped"] = split.skipped_rows
         draft.counts |= {
             "rows": len(split.train),
             "heldout": len(split.heldout),
@@ -128,16 +128,14 @@ class PairsRef:
         """Load the groups of the training rows alone."""
         return pairs.read_groups(store.get(self.address))
 
-    def warning(self, store: ArtifactStore) -> str:
-        """Say how many rows are evaluated on whose answers are trained on; blank if none is."""
-        counts = store.get(self.address).counts
-        repeated, held = counts.get("repeated", 0), counts["heldout"]
-        if self.spec.task == "classification":  # labels are shared by nature
-            overlap, what = repeated, "are trained on"
-        else:
-            overlap = counts.get("overlap", 0)
-            what = f"are of groups that are trained on, {repeated:,} of them the very same rows"
-        return f"{overlap:,} of {held:,} held-out rows of {self.spec.name} {what}" * bool(overlap)
+    def warnings(self, store: ArtifactStore) -> list[str]:
+        """Say what to know of its rows before figures are believed, if anything."""
+        made = store.get(self.address)
+        labelled = self.spec.task == "classification"
+        found = pairs.cautions(made.counts, labelled=labelled, of=f" of {self.spec.name}")
+        if "skipped" in found:
+            found["skipped"] += f", listed in {made.uri}/{made.files['skipped.parquet'].path}"
+        return list(found.values())
 
     def kept_out(self, store: ArtifactStore) -> dict[str, Any]:
         """Say how rows of the files were chosen that are not trained on."""

@@ -11,11 +11,11 @@ Legend: N rows, G groups.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -320,7 +320,9 @@ class Split:
     train: PairTable
     heldout: PairTable
     skipped: pa.Table | None = None
-    """Rows left out for a medium of theirs: row_id, side, file, fault; None where none was."""
+    """Media that rows are left out for: row_id, side, file, fault; None where none was."""
+    skipped_rows: int = 0
+    """How many rows: one may have several such media."""
 
     def __post_init__(self) -> None:
         check_groups(pa.concat_tables([self.train.table, self.heldout.table]))
@@ -345,6 +347,36 @@ class Split:
     def load(cls, artifact: Artifact) -> Self:
         """Read both tables back."""
         return cls(PairTable.load(artifact, "train"), PairTable.load(artifact, "heldout"))
+
+
+def cautions(counts: Mapping[str, Any], *, labelled: bool, of: str = "") -> dict[str, str]:
+    """Say what to know of a dataset, by the counts of its artifact, before figures are believed.
+
+    Parameters
+    ----------
+    labelled
+        Its task is a classification: labels are shared by nature.
+    of
+        " of NAME" where the sentences do not stand below the name.
+
+    Returns
+    -------
+    dict
+        ``overlap``: held-out rows whose answers are trained on; ``skipped``: rows left out for bad
+        media. Those of which there are none are not in it.
+    """
+    repeated, held = counts.get("repeated", 0), counts["heldout"]
+    overlap = repeated if labelled else counts.get("overlap", 0)
+    found = {}
+    if overlap:
+        what = "are trained on"
+        if not labelled:
+            what = f"are of groups that are trained on, {repeated:,} of them the very same rows"
+        found["overlap"] = f"{overlap:,} of {held:,} held-out rows{of} {what}"
+    if skipped := counts.get("skipped", 0):
+        rows = "row" if skipped == 1 else "rows"
+        found["skipped"] = f"{skipped:,} {rows}{of} left out for bad images or videos"
+    return found
 
 
 def schema_like(names: Sequence[str]) -> pa.Schema:

@@ -117,6 +117,7 @@ def read_split(
         PairTable(dataset.name, pairs[: len(train)].combine_chunks()),
         PairTable(dataset.name, pairs[len(train) :].combine_chunks()),
         pa.concat_tables(reader.skipped) if reader.skipped else None,
+        sum(len(pc.unique(part["row_id"])) for part in reader.skipped),
     )
     if dataset.eval_uri is not None and split.repeated == len(split.heldout):
         raise InputError(

@@ -87,7 +87,7 @@ def _warned(plan: Plan, store: ArtifactStore) -> Outcome:
     for (arm, _), made in plan.legs[0].manifests.items():
         first.setdefault(arm, made)
     refs = next(iter(first.values())).refs
-    found = [said for ref in refs if (said := ref.warning(store))]
+    found = [said for ref in refs for said in ref.warnings(store)]
     for arm, made in first.items():
         found += [f"{said} (arm {arm})" for said in _gravest(made, store)]
     return {"warnings": found} if found else {}

@@ -168,6 +168,20 @@ def _texts(figures: Mapping[str, Any]) -> _Said:
     )
 
 
+def _overlap(figures: Mapping[str, Any]) -> _Said:
+    says = figures["cautions"].get("overlap")
+    return says and (
+        "overlap",
+        f"{says}: what is measured on them may be too high",
+        "name an eval_uri of other rows, or leave it out: some groups are then held out",
+    )
+
+
+def _skipped(figures: Mapping[str, Any]) -> _Said:
+    says = figures["cautions"].get("skipped")
+    return says and ("skipped", says, "mend what skipped.parquet of the pairs lists")
+
+
 def _moved(figures: Mapping[str, Any]) -> _Said:
     share = figures["moved_share"]
     if share is None or share < MOVED or figures["partitioner"] == "random":
@@ -236,6 +250,8 @@ _RULES = (
     _texts,
     _too_hard,
     _duplicates,
+    _overlap,
+    _skipped,
     _moved,
     _left_out,
     _wide,

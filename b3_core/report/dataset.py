@@ -15,7 +15,7 @@ from b3_core.artifacts import Artifact
 from b3_core.errors import B3Error, reason
 from b3_core.inputs import PACKED, Shelf
 from b3_core.manifest import Manifest
-from b3_core.pairs import limits_read
+from b3_core.pairs import cautions, limits_read
 from b3_core.report import others
 from b3_core.report.advice import advise
 from b3_core.report.meetings import LabelSight, Looked, RankSight, Sight, by_epoch, figures, meet
@@ -96,6 +96,7 @@ class Dataset:
             "communities": quality,
             "teacher": self._teacher(),
             "edges": self._edges(),
+            "cautions": {} if up.pairs is None else cautions(up.pairs.counts, labelled=up.labelled),
             "repeats": None if texts is None else repeats(self.plan.row_SB[self.mine_S], texts),
             **self._met(looked),
         }

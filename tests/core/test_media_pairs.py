@@ -248,6 +248,7 @@ def test_bad_media_are_refused_by_name_or_skipped_and_listed(tmp_path: Path) -> 
     spec = spec.model_copy(update={"media": spec.media.model_copy(update={"bad": "skip"})})
     split = read(spec, tmp_path)
     assert split.skipped["row_id"].to_pylist() == [3, 5]
+    assert split.skipped_rows == 2
     assert split.skipped["file"].to_pylist() == ["img/3.png", "img/5.png"]
     kept = [
         row for part in (split.train, split.heldout) for row in part.table["row_id"].to_pylist()
@@ -322,9 +323,14 @@ def test_the_artifact_holds_what_is_packed_and_what_is_skipped(tmp_path: Path) -
     broken = pa.table({"image": [png(c) for c in COLORS[:9]] + [b"x"], "text": texts()})
     pq.write_table(broken, tmp_path / "d/rows.parquet")
     spec = spec.model_copy(update={"media": spec.media.model_copy(update={"bad": "skip"})})
-    made = Pairs.of(spec, EvalSpec()).run(ArtifactStore(str(tmp_path / "store")))
+    store = ArtifactStore(str(tmp_path / "store"))
+    made = Pairs.of(spec, EvalSpec()).run(store)
     assert {"media.bin", "skipped.parquet", "train.parquet"} <= set(made.files)
     assert made.counts["skipped"] == 1
+    (said,) = PairsRef.of(spec, made).warnings(store)
+    start, _, listed = said.partition(", listed in ")
+    assert start == f"1 row of {spec.name} left out for bad images or videos"
+    assert pq.read_table(listed)["row_id"].to_pylist() == [9]
 
 
 @pytest.mark.parametrize(

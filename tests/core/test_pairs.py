@@ -266,7 +266,7 @@ def test_how_much_of_what_is_evaluated_on_is_trained_on_is_said(tmp_path: Path, 
         dataset = spec(uri, eval_uri=eval_uri, task=task)
         made = Pairs.of(dataset, EvalSpec()).run(store)
         assert {key: made.counts[key] for key in {"overlap", "repeated"} & {*made.counts}} == counts
-        assert PairsRef.of(dataset, made).warning(store) == warning
+        assert PairsRef.of(dataset, made).warnings(store) == ([warning] if warning else [])
 
 
 def test_errors_of_the_files_come_through(tmp_path: Path) -> None:

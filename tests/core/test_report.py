@@ -203,7 +203,7 @@ def test_why_a_pair_is_there(own, other, rank, same_group, relation, words):
 SOUND = {
     "name": "faq", "rows": 1000, "p": 30, "m": 100, "k": 32, "labelled": False,
     "partitioner": "leiden", "moved_share": 0.2, "left_out_share": 0.01,
-    "edges": {"isolated": 0.02}, "teacher": {"hit@1": 0.4, "window_recall": 0.99},
+    "cautions": {}, "edges": {"isolated": 0.02}, "teacher": {"hit@1": 0.4, "window_recall": 0.99},
     "communities": {"window": 5.0, "random_window": 1.0, "too_hard": 1.0},
     "repeats": {"slots": 1000, "same_group": 0, "same_query": 0, "same_positive": 0},
     "batches": {
@@ -227,6 +227,8 @@ FAULTS = {
     },
     "batches hold duplicates: 4 of 1,000 slots": {"repeats": {**SOUND["repeats"], "same_group": 4}},
     "40 of 1,000 slots meet the same query": {"repeats": {**SOUND["repeats"], "same_query": 40}},
+    "4 of 9 held-out rows": {"cautions": {"overlap": "4 of 9 held-out rows are trained on"}},
+    "3 rows left out": {"cautions": {"skipped": "3 rows left out for bad images or videos"}},
     "60% of rows were moved": {"moved_share": 0.6},
     "leaves out 6% of the rows": {"left_out_share": 0.06},
     "first for 4.0% of rows": {"teacher": {"hit@1": 0.04}},
