@@ -36,7 +36,7 @@ class Results(Stage):
 
     evaluations: tuple[tuple[str, Evaluation], ...]
     name: ClassVar[str] = "results"
-    version: ClassVar[int] = 10 * compare.VERSION + 5
+    version: ClassVar[int] = 10 * compare.VERSION + 6
 
     @property
     def dataset(self) -> str:  # noqa: D102 - the base class says it
@@ -66,9 +66,11 @@ class Results(Stage):
         by_task = {}
         for number, task in enumerate(tasks if len(tasks) > 1 else ()):
             alone = {arm: [[run[number]] for run in runs] for arm, runs in reports_of.items()}
-            by_task[task] = _table(alone, effort_of, metric="hit@1")
+            by_task[task] = _table(alone, effort_of, also=("hit@1",))
         draft.write_json("results.json", {**whole, **({"tasks": by_task} if by_task else {})})
-        text = _report("Held-out queries against all positives", whole)
+        refs = self.evaluations[0][1].student.manifest.refs
+        cautions = [said for ref in refs for said in ref.warnings(store)]
+        text = _report("Held-out queries against all positives", whole, cautions)
         text += "".join("\n" + _report(task, table) for task, table in by_task.items())
         draft.path("report.md").write_text(text, encoding="utf-8")
         for arm in _SHOWN:
@@ -100,28 +102,45 @@ def _table(
     reports_of: Mapping[str, Reports],
     effort_of: Mapping[str, Mapping[str, Any]],
     *,
-    metric: str = "mrr",
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return ``arms``, means over tasks, and ``differences`` in MRR, or in another ``metric``."""
+    """Return ``arms``, means over tasks, and ``differences`` in MRR; ``also`` in other metrics."""
     means = {arm: [_mean_metrics(reports) for reports in runs] for arm, runs in reports_of.items()}
     scores = {
-        arm: np.stack([_scores(reports, metric) for reports in runs])
+        (arm, metric): np.stack([_scores(reports, metric) for reports in runs])
         for arm, runs in reports_of.items()
+        for metric in ("mrr", *also)
     }
     first = next(iter(reports_of.values()))[0]
     tasks = [report.drawn for report in first]
     rows = [
-        {**row, **_interval(scores[arm], f"{metric}_", tasks=tasks), **effort_of[arm]}
-        for arm, row in zip(means, compare.arms_table(means), strict=True)
+        {**row, **effort_of[arm]} for arm, row in zip(means, compare.arms_table(means), strict=True)
     ]
+    for (arm, metric), score_SQ in scores.items():
+        row = next(row for row in rows if row["arm"] == arm)
+        row |= _interval(score_SQ, f"{metric}_", tasks=tasks)
     # Every arm against the control, and b3 against every other.
-    compared = [(arm, "random") for arm in scores if arm != "random" and "random" in scores]
-    compared += [("b3", arm) for arm in scores if arm not in ("b3", "random") and "b3" in scores]
+    compared = [(arm, "random") for arm in means if arm != "random" and "random" in means]
+    compared += [("b3", arm) for arm in means if arm not in ("b3", "random") and "b3" in means]
     differences = {
-        f"{ours} - {control}": _interval(scores[ours], other=scores[control], tasks=tasks)
-        for ours, control in compared
+        metric: {
+            f"{ours} - {control}": _interval(
+                scores[ours, metric], other=scores[control, metric], tasks=tasks
+            )
+            for ours, control in compared
+        }
+        for metric in ("mrr", *also)
     }
-    return {"arms": rows, "differences": differences, "metric": metric}
+    others = {f"{metric}_differences": differences[metric] for metric in also}
+    return {"arms": rows, "differences": differences["mrr"], "metric": "mrr", **others}
+
+
+def told(table: Mapping[str, Any]) -> list[str]:
+    """Say every difference of a table of arms, metric by metric."""
+    said = compare.sentences(table["differences"], table["metric"])
+    for metric in retrieval.METRICS:
+        said += compare.sentences(table.get(f"{metric}_differences", {}), metric)
+    return said
 
 
 def _mean_metrics(reports: Sequence[retrieval.EvalReport]) -> dict[str, float]:
@@ -185,13 +204,15 @@ def _effort(students: Sequence[Student], store: ArtifactStore) -> dict[str, Any]
     }
 
 
-def _report(title: str, table: Mapping[str, Any]) -> str:
-    """Write a table of arms and their differences as Markdown."""
+def _report(title: str, table: Mapping[str, Any], cautions: Sequence[str] = ()) -> str:
+    """Write a table of arms and their differences as Markdown, and what to know before."""
     rows = table["arms"]
     metrics = [name for name in retrieval.METRICS if name in rows[0]]
     lines = [
         f"# {title}",
         "",
+        *(f"**Warning**: {said}." for said in cautions),
+        *([""] if cautions else []),
         f"Mean and standard deviation over seeds; {_equal(rows)}.",
         "",
         f"| arm | {' | '.join(metrics)} | examples seen | seeds |",
@@ -202,9 +223,7 @@ def _report(title: str, table: Mapping[str, Any]) -> str:
         seeds = len(row["seeds"])
         lines.append(f"| {row['arm']} | {' | '.join(cells)} | {row['examples_seen']:,} | {seeds} |")
     lines.append("")
-    lines += [
-        f"- {sentence}" for sentence in compare.sentences(table["differences"], table["metric"])
-    ]
+    lines += [f"- {sentence}" for sentence in told(table)]
     return "\n".join(lines) + "\n"
 
 

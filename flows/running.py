@@ -245,16 +245,16 @@ def _legs_of(spec: PipelineSpec) -> dict[str, int]:
 
 def show_outcome(console: Console, outcome: dict[str, Any], spec: PipelineSpec) -> None:
     """Print what a person wants to know of a flow: the table of arms, and where things are."""
-    from b3_core.evaluate.compare import sentences  # noqa: PLC0415
+    from b3_core.results import told  # noqa: PLC0415
     from flows.terminal import arms_table  # noqa: PLC0415
 
     if "arms" in outcome:
         console.print(arms_table(outcome))
-        for line in sentences(outcome["differences"]):
+        for line in told(outcome):
             console.print(line, highlight=False)
         for task, table in outcome.get("tasks", {}).items():
             console.print(arms_table(table, title=task))
-            for line in sentences(table["differences"], table["metric"]):
+            for line in told(table):
                 console.print(line, highlight=False)
         if "benchmarks_report" in outcome:
             where = outcome["benchmarks_report"]
