@@ -71,7 +71,7 @@ class ArtifactStore:
                 expected="s3://bucket/prefix",
                 remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead",
             )
-        self.root = root if "://" in root else str(Path(root).absolute())
+        self.root = root if "://" in root else os.path.normpath(Path(root).absolute())
         try:
             self.fs, self._base = open_fs(self.root)
         except (ValueError, ImportError) as error:

@@ -121,8 +121,8 @@ def _check_apart(dataset: str, uri: str, root: str) -> None:
 
 
 def absolute_uri(uri: str, base: Path) -> str:
-    """Make a local path absolute from ``base``; leave anything with a scheme alone."""
-    return uri if "://" in uri else str((base / Path(uri).expanduser()).absolute())
+    """Make a local path absolute from ``base``, without ``..``; leave what has a scheme alone."""
+    return uri if "://" in uri else os.path.normpath((base / Path(uri).expanduser()).absolute())
 
 
 def _model(model: str, base: Path) -> str:

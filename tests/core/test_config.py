@@ -6,6 +6,7 @@ import pytest
 
 from b3_core.config import BatchSpec, MiningSpec, Phase, PipelineSpec, load_config, parse_config
 from b3_core.errors import InputError
+from b3_core.store import ArtifactStore
 
 LEAST = """
 datasets:
@@ -32,6 +33,16 @@ def test_the_least_config_is_whole_and_its_paths_start_at_its_folder(config, tmp
     assert spec.store.root == str(tmp_path / ".b3")
     assert (spec.mining.k, spec.mining.m, spec.mining.cutoff("retrieval")) == (32, 100, 30)
     assert spec.mining.cutoff("vqa") == 70
+
+
+def test_paths_are_without_detours_and_links_stay(config, tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    text = LEAST.replace("data/faq.parquet", "link/./faq.parquet")
+    spec = load_config(config(text + "store: {root: cfg/../.b3}\n"))
+    assert spec.store.root == str(tmp_path / ".b3")
+    assert spec.datasets[0].uri == str(tmp_path / "link/faq.parquet")
+    assert ArtifactStore(f"{tmp_path}/cfg/../.b3").root == str(tmp_path / ".b3")
 
 
 def test_uris_with_a_scheme_stay(config):
