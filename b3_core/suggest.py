@@ -7,6 +7,7 @@ Suggestions only: a person, or options of the command line, may say otherwise.
 Legend: N rows.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -179,9 +180,9 @@ def answers(found: Found, seen: Glance, *, uri: str, **given: object) -> Answers
         Fields of :class:`Answers` that somebody has said; None where nobody did.
     """
     said = {key: value for key, value in given.items() if value is not None}
-    rows = max(2, round(0.95 * found.rows))  # without what is held out
+    rows = max(2, found.rows - max(1, round(0.05 * found.rows)))  # without what is held out
     batch = int(str(said.get("batch_size", _batch_size(rows, said))))
-    k = int(str(said.get("k", min(MiningSpec().k, batch))))
+    k = int(str(said.get("k", _community_size(batch))))
     task = str(said.get("task", found.task))
     p, m = _window(rows, task, k)
     sees = found.layout == "mmeb" or any(
@@ -217,10 +218,21 @@ def _batch_size(rows: int, said: Mapping[str, object]) -> int:
     size = next(size for least, size in _BATCH_SIZES if rows >= least)
     k = said.get("k")
     if isinstance(k, int) and k > 0:
-        size = -(-size // k) * k
+        return max(min(-(-size // k), rows // k), 1) * k
     while size > rows and size > 2:
         size //= 2
     return size
+
+
+def _community_size(batch: int) -> int:
+    """Return the k nearest to the default of those that batches can be made of."""
+    return min(dividing(batch), key=lambda k: abs(k - MiningSpec().k))
+
+
+def dividing(batch: int) -> list[int]:
+    """Return every k that batches of a size can be made of."""
+    small = {k for k in range(1, math.isqrt(batch) + 1) if batch % k == 0}
+    return sorted({*small, *(batch // k for k in small)} - {1})
 
 
 def _window(rows: int, task: str, k: int) -> tuple[int, int]:

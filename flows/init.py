@@ -135,7 +135,7 @@ def _write(
     roles = ask.columns(found, given)
     if roles != dict(given):
         found = find(seen, roles)
-    said = ask.sizes(answers(found, seen, uri="", **sizes), sizes)
+    said = ask.sizes(lambda so_far: answers(found, seen, uri="", **so_far), sizes)
     chosen = answers(found, seen, uri=_as_written(file, output), **said)
     text = config_text(chosen)
     spec = parse_config(yaml.safe_load(text), base=output.absolute().parent)
@@ -166,7 +166,7 @@ class _Suggested:
     def columns(self, found: Any, given: Mapping[str, str]) -> dict[str, str]:
         return dict(given)
 
-    def sizes(self, suggested: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    def sizes(self, suggest: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
 
 
@@ -195,18 +195,43 @@ class _Asked:
             answered["task"] = _choose("task", tasks, found.task)
         return answered
 
-    def sizes(self, suggested: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return fields of ``Answers``, as far as a person has said."""
+    def sizes(self, suggest: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return fields of ``Answers``, as far as a person has said.
+
+        Parameters
+        ----------
+        suggest
+            Completes what has been said so far: the size of a batch changes what k can be.
+        """
         answered = dict(given)
-        for field, question in (
-            ("teacher", "teacher: static, minilm, or a model folder"),
-            ("batch_size", "rows in a batch"),
-            ("k", "rows in a community, of which a batch has several"),
+        for field, question, read in (
+            ("teacher", "teacher: static, minilm, or a model folder", str),
+            ("batch_size", "rows in a batch", lambda said: _whole(said, batches_of=given["k"])),
+            (
+                "k",
+                "rows in a community, of which a batch has several",
+                lambda said: _whole(said, divides=answered["batch_size"]),
+            ),
         ):
             if given.get(field) is None:
-                default = getattr(suggested, field)
-                answered[field] = typer.prompt(question, default=default, err=True)
+                default = getattr(suggest(answered), field)
+                answered[field] = typer.prompt(question, default, value_proc=read, err=True)
         return answered
+
+
+def _whole(said: str, *, divides: int | None = None, batches_of: int | None = None) -> int:
+    """Read a size; what CONFIG could not have is asked for again."""
+    from b3_core.suggest import dividing  # noqa: PLC0415
+
+    size = int(said) if str(said).strip().isdecimal() else 0
+    if size < 2:
+        raise typer.BadParameter(f"{said!r} is no whole number from 2 on")
+    if divides is not None and divides % size:
+        able = ", ".join(map(str, dividing(divides)))
+        raise typer.BadParameter(f"batches of {divides} cannot be of {size} each: {able} can be")
+    if batches_of is not None and size % batches_of:
+        raise typer.BadParameter(f"{size} is no multiple of k = {batches_of}")
+    return size
 
 
 _suggested, _ask = _Suggested(), _Asked()

@@ -14,7 +14,7 @@ from b3_core.config import parse_config
 from b3_core.config_text import config_text, scalar
 from b3_core.errors import InputError
 from b3_core.glance import count_rows, draw_rows, glance
-from b3_core.suggest import answers, find
+from b3_core.suggest import answers, dividing, find
 from tests.conftest import examples
 
 
@@ -102,6 +102,31 @@ def test_sizes_fit_the_rows(tmp_path, rows):
     left = round(0.95 * rows)
     assert spec.batches.batch_size <= max(left, 2) and spec.mining.k <= spec.batches.batch_size
     assert spec.mining.p + spec.mining.m <= max(2, left // 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "sizes"),
+    [
+        (600, {"batch_size": 50}, (50, 25)),
+        (600, {"batch_size": 48}, (48, 24)),
+        (600, {"batch_size": 37}, (37, 37)),
+        (600, {"batch_size": 74}, (74, 37)),
+        (600, {"batch_size": 2}, (2, 2)),
+        (600, {"k": 24}, (24, 24)),
+        (9, {"k": 3}, (6, 3)),
+        (4, {"k": 3}, (3, 3)),
+        (4, {}, (2, 2)),  # one of four rows is held out
+    ],
+)
+def test_batches_are_whole_communities(tmp_path, rows, given, sizes):
+    columns = {"q": [f"q {i}" for i in range(rows)], "a": [f"a {i}" for i in range(rows)]}
+    spec, _ = written(save(tmp_path, columns), **given)
+    assert (spec.batches.batch_size, spec.mining.k) == sizes
+
+
+@pytest.mark.parametrize("batch", [*range(2, 40), 49, 97, 1024])
+def test_all_that_divides_a_batch_is_found(batch):
+    assert dividing(batch) == [k for k in range(2, batch + 1) if batch % k == 0]
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,11 @@ def test_answers_that_cannot_be_are_refused(command, dataset, tmp_path, options,
     assert re.search(said, err), err
 
 
-def test_a_person_is_asked_and_may_say_otherwise(dataset, tmp_path):
-    """On a pseudo-terminal, as a person types."""
+def typed(keys, file, output, *options):
+    """Run ``b3 init`` on a pseudo-terminal, as a person types: (exit code, stdout, stderr)."""
     leader, follower = pty.openpty()
     done = subprocess.Popen(
-        [sys.executable, "-m", "flows", "init", str(dataset), "-o", str(tmp_path / "c.yaml")],
+        [sys.executable, "-m", "flows", "init", str(file), "-o", str(output), *options],
         cwd=ROOT,
         stdin=follower,
         stdout=subprocess.PIPE,
@@ -87,15 +87,43 @@ def test_a_person_is_asked_and_may_say_otherwise(dataset, tmp_path):
         text=True,
     )
     os.close(follower)
-    # query, positive: the other way round; one that is none; task, teacher; batch, k.
-    os.write(leader, b"answer\nreply\nquestion\n\nminilm\n32\n8\n")
+    os.write(leader, keys)
     out, err = done.communicate(timeout=120)
     os.close(leader)
-    assert done.returncode == 0, err
+    return done.returncode, out, err
+
+
+def test_a_person_is_asked_and_may_say_otherwise(dataset, tmp_path):
+    # query, positive: the other way round; one that is none; task, teacher; batch, k.
+    keys = b"answer\nreply\nquestion\n\nminilm\n32\n8\n"
+    code, out, err = typed(keys, dataset, tmp_path / "c.yaml")
+    assert code == 0, err
     assert "'reply' is none of them" in err and "written:" in out
     spec = load_config(tmp_path / "c.yaml")
     assert (spec.datasets[0].query, spec.datasets[0].positive) == ("answer", "question")
     assert (spec.teacher.model, spec.batches.batch_size, spec.mining.k) == ("minilm", 32, 8)
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "said", "sizes"),
+    [
+        # After query, positive, task and teacher: batches of 50, and a k that is suggested.
+        (b"\n\n\n\n50\n\n", [], r"several \[25\]", (50, 25)),
+        (
+            b"\n\n\n\n1\nx\n50\n32\n10\n",
+            [],
+            r"'1' is no whole .*'x' is no whole .*of 32 each: 2, 5, 10, 25, 50 can",
+            (50, 10),
+        ),
+        (b"\n\n\n\n20\n24\n", ["--k", "8"], "20 is no multiple of k = 8", (24, 8)),
+    ],
+)
+def test_a_size_that_cannot_be_is_asked_for_again(dataset, tmp_path, keys, options, said, sizes):
+    code, _, err = typed(keys, dataset, tmp_path / "c.yaml", *options)
+    assert code == 0, err
+    assert re.search(said, err, re.DOTALL), err
+    spec = load_config(tmp_path / "c.yaml")
+    assert (spec.batches.batch_size, spec.mining.k) == sizes
 
 
 def test_data_in_a_bucket(command, s3_bucket, dataset, tmp_path):
