@@ -16,10 +16,19 @@ import pyarrow as pa
 from b3_core.errors import InputError
 from b3_core.formats import Rows, open_rows_of
 from b3_core.remote import Remote
-from b3_core.source import Blanks, check_columns, list_files, opened
+from b3_core.source import (
+    Blanks,
+    check_columns,
+    is_list,
+    is_text,
+    list_files,
+    opened,
+    value_type,
+)
 
 _FILES = 16  # opened at most
 _SCANNED = 100_000  # rows read of all files together
+_TWICE = "two columns"
 
 #: Members of a webdataset's samples, which its tars do not type.
 IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
@@ -33,12 +42,14 @@ class Glance:
 
     uri: str
     schema: pa.Schema
-    """Of its first file."""
+    """Columns that all files have alike, with the types of the first."""
     rows: int
     exact: bool
     """Whether ``rows`` was counted; else it is scaled up from some files by their sizes."""
     sample: pa.Table
     """Every n-th row of what was read, without columns of media and nested values."""
+    uneven: Mapping[str, str]
+    """Columns that files do not have alike, which a run refuses -> how they differ."""
 
     def texts(self, column: str) -> list[str | None]:
         """Return a column of the sample as text."""
@@ -61,12 +72,20 @@ def glance(uri: str, *, limit: int = 2000) -> Glance:
     """
     files = _Files.of(uri)
     thin = _Thinned(limit)
-    schemas: list[pa.Schema] = []
+    schemas: dict[str, pa.Schema] = {}
+    first_kind: dict[str, str] = {}
 
     def look(rows: Rows, file: str) -> None:
-        schemas.append(rows.schema)
-        names = [field.name for field in rows.schema if is_plain(field)]
-        names = [name for name in names if rows.schema.names.count(name) == 1]
+        schemas[file] = rows.schema
+        kinds = _kinds(rows.schema)
+        names = [
+            field.name
+            for field in rows.schema
+            if is_plain(field)
+            and kinds[field.name] != _TWICE
+            # Others could not be put together; they are uneven.
+            and kinds[field.name] == first_kind.setdefault(field.name, kinds[field.name])
+        ]
         _scan(rows, names, lambda batch, start: thin.add(batch), files)
 
     files.each(look)
@@ -76,7 +95,49 @@ def glance(uri: str, *, limit: int = 2000) -> Glance:
             expected="at least two rows",
             remedy="check how the file was written",
         )
-    return Glance(uri, schemas[0], files.rows, files.exact, thin.table())
+    uneven = _uneven(schemas)
+    schema = pa.schema(
+        [field for field in next(iter(schemas.values())) if field.name not in uneven]
+    )
+    sample = thin.table()
+    sample = sample.select([name for name in sample.column_names if name not in uneven])
+    return Glance(uri, schema, files.rows, files.exact, sample, uneven)
+
+
+def _uneven(schemas: Mapping[str, pa.Schema]) -> dict[str, str]:
+    """Say which columns a run could not read out of every file, and why."""
+    kinds_of = {file: _kinds(schema) for file, schema in schemas.items()}
+    found = {}
+    for name in dict.fromkeys(name for kinds in kinds_of.values() for name in kinds):
+        lacking = [file for file, kinds in kinds_of.items() if name not in kinds]
+        if lacking:
+            found[name] = f"is not in {lacking[0]}"
+            continue
+        file_of = {kinds[name]: file for file, kinds in reversed(kinds_of.items())}
+        if len(file_of) > 1:
+            held = [f"{kind} in {file}" for kind, file in reversed(file_of.items())]
+            found[name] = f"holds {' and '.join(held[:2])}"
+    return found
+
+
+def _kinds(schema: pa.Schema) -> dict[str, str]:
+    """Name what columns hold, as coarsely as a run tells it apart."""
+    return {
+        field.name: _TWICE if schema.names.count(field.name) > 1 else _kind(field.type)
+        for field in schema
+    }
+
+
+def _kind(kind: pa.DataType) -> str:
+    value = value_type(kind)
+    if is_text(value):
+        return "text"
+    if pa.types.is_integer(value):
+        return "integers"
+    if is_list(value):
+        return "lists"
+    # Of media: bytes of one width or another, alone or beside a path.
+    return "bytes" if pa.types.is_struct(value) or "binary" in str(value) else str(value)
 
 
 def draw_rows(
@@ -210,12 +271,15 @@ class _Files:
         return round(self.counted * size / max(seen, 1))
 
 
-def _no_views(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the same with plain strings: Arrow takes no rows of string views."""
-    fields = [
-        field.with_type(pa.string()) if pa.types.is_string_view(field.type) else field
-        for field in batch.schema
-    ]
+def _bare(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the same without dictionaries, which differ from file to file, and views of strings.
+
+    Arrow takes no rows of the latter.
+    """
+    fields = []
+    for field in batch.schema:
+        value = value_type(field.type)
+        fields.append(field.with_type(pa.string() if pa.types.is_string_view(value) else value))
     return batch.cast(pa.schema(fields))
 
 
@@ -231,7 +295,7 @@ class _Thinned:
         self._seen += len(batch)
         places = range(first, len(batch), self._step)
         if places:
-            self._parts.append(pa.Table.from_batches([_no_views(batch).take(pa.array(places))]))
+            self._parts.append(pa.Table.from_batches([_bare(batch).take(pa.array(places))]))
         while sum(map(len, self._parts)) > self._limit:
             kept = pa.concat_tables(self._parts, promote_options="permissive")
             self._parts = [kept.take(pa.array(range(0, len(kept), 2)))]

@@ -128,11 +128,7 @@ def media_listing(uri: str, columns: Sequence[str], root: str) -> str:
 
 def _path_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
     found = [name for name in dict.fromkeys(columns) if schema.names.count(name) == 1]
-    return [name for name in found if _is_text(_value_type(schema.field(name).type))]
-
-
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    return [name for name in found if is_text(value_type(schema.field(name).type))]
 
 
 def _looks(root: str, paths: Sequence[str]) -> Iterator[tuple[str, object]]:
@@ -393,8 +389,8 @@ def check_columns(schema: pa.Schema, columns: Mapping[str, str], file: str) -> N
                 else f"set '{role}' of the dataset to another column",
             )
         kind = schema.field(name).type
-        value = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (_is_text(value) or (role == "group" and pa.types.is_integer(value))):
+        value = value_type(kind)
+        if not (is_text(value) or (role == "group" and pa.types.is_integer(value))):
             raise InputError(
                 f"column {name!r} of {file} holds {kind}",
                 expected="text or integers" if role == "group" else "text",
@@ -410,7 +406,13 @@ def is_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (*tests, pa.types.is_list_view, pa.types.is_large_list_view))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """Return what a column's values are, whether or not they are in a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether values are texts, however they are laid out."""
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(test(kind) for test in tests)
 

@@ -106,6 +106,12 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
     without = {role for role in ("negative", "group") if given.get(role) == "-"}
     given = {role: column for role, column in given.items() if role not in without}
     for role, column in given.items():
+        if role != "task" and column in seen.uneven:
+            raise InputError(
+                f"column {column!r} {seen.uneven[column]}",
+                expected="one that all files have alike",
+                remedy=f"{_ALIKE}, or correct --{role.replace('_', '-')}",
+            )
         if role != "task" and column not in names:
             raise InputError(
                 f"column {column!r} is not in {seen.uri}",
@@ -162,6 +168,8 @@ _NEEDS_A_MODEL = (
     "no packaged model reads a text beside an image: set teacher.model and train.student to the "
     "folder of a vision-language model"
 )
+
+_ALIKE = "write the files alike, or leave some out: FILE may be a glob"
 
 _ORDER = (
     *("query", "query_image", "query_video", "positive", "positive_image", "positive_video"),
@@ -361,13 +369,21 @@ def _sides(
 
 def _check_sides(columns: Mapping[str, str], seen: Glance) -> None:
     for side in ("query", "positive"):
-        if not any(role in columns for role in (side, f"{side}_image", f"{side}_video")):
-            raise InputError(
-                f"none of the columns of {seen.uri} looks like a {side}: "
-                f"{', '.join(seen.schema.names[:20])}",
-                expected="a column of texts, or of images",
-                remedy=_remedy_of_lists(seen) or f"name it with --{side}, or --{side}-image",
-            )
+        if any(role in columns for role in (side, f"{side}_image", f"{side}_video")):
+            continue
+        names = ", ".join(seen.schema.names[:20]) or "there are none"
+        raise InputError(
+            f"none of the columns of {seen.uri} looks like a {side}: {names}"
+            + (f"; its files differ: {_differing(seen)}" if seen.uneven else ""),
+            expected="a column of texts, or of images",
+            remedy=_remedy_of_lists(seen)
+            or (_ALIKE if seen.uneven else f"name it with --{side}, or --{side}-image"),
+        )
+
+
+def _differing(seen: Glance) -> str:
+    told = [f"column {name!r} {how}" for name, how in seen.uneven.items()]
+    return "; ".join([*told[:3], *([f"{len(told) - 3} more"] if len(told) > 3 else [])])
 
 
 def _remedy_of_lists(seen: Glance) -> str | None:
@@ -407,6 +423,10 @@ def _notes(seen: Glance, columns: Mapping[str, str], task: str) -> tuple[str, ..
     notes = [f"{', '.join(lengths)}, as a mean"] if lengths else []
     if not seen.exact:
         notes.append(f"about {seen.rows:,} rows, by the sizes of files: not all were opened")
+    if seen.uneven:
+        notes.append(
+            f"files differ: {_differing(seen)}; such columns are not suggested: a run refuses them"
+        )
     for role in ("query", "positive", "negative"):
         if role not in columns:
             continue

@@ -1,5 +1,6 @@
 """A CONFIG out of a look at data: roles by name and content, and text that reads back the same."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from b3_core.config import parse_config
+from b3_core.config import DatasetSpec, EvalSpec, parse_config
 from b3_core.config_text import config_text, scalar
 from b3_core.errors import InputError
 from b3_core.glance import count_rows, draw_rows, glance
+from b3_core.reading import read_split
 from b3_core.suggest import answers, dividing, find
 from tests.conftest import examples
 
@@ -290,6 +292,53 @@ def test_views_of_strings_are_looked_at_as_strings(tmp_path):
     file = save(tmp_path, pa.table(views))
     assert written(file)[0].datasets[0].query == "question"
     assert len(draw_rows(str(file), {"query": "question"}, limit=10))
+
+
+DIFFERING = [  # what else the second file holds, and what is said of it
+    ({"reply": OTHER}, "'answer' is not in .*1.parquet"),
+    ({"answer": list(range(400))}, "'answer' holds text in .*0.parquet and integers in .*1.parq"),
+    ({"answer": pa.nulls(400)}, "'answer' holds text in .*0.parquet and null in .*1.parquet"),
+    ({"answer": [[text] for text in OTHER]}, "'answer' holds text in .*0.p.* and lists in .*1.p"),
+]
+
+
+@pytest.mark.parametrize(("columns", "said"), DIFFERING)
+@pytest.mark.parametrize("given", [{}, {"positive": "answer"}])
+def test_files_that_differ_are_named_with_the_column(tmp_path, columns, said, given):
+    save(tmp_path, {"question": WORDS, "answer": OTHER}, "0.parquet")
+    save(tmp_path, {"question": WORDS, **columns}, "1.parquet")
+    with pytest.raises(InputError, match=f"{said}.*write the files alike"):
+        written(tmp_path, **given)
+    dataset = DatasetSpec(name="d", uri=str(tmp_path), query="question", positive="answer")
+    with pytest.raises(InputError, match=r"column 'answer' .*1\.parquet"):  # nor does a run take it
+        read_split(dataset, EvalSpec())
+
+
+def test_columns_that_some_files_lack_are_left_out_and_told(tmp_path):
+    save(tmp_path, {"question": WORDS, "answer": OTHER}, "0.parquet")
+    extra = {"group": WORDS, "score": list(range(400))}
+    save(tmp_path, {"question": WORDS, "answer": OTHER, **extra}, "1.parquet")
+    _, found = written(tmp_path)
+    assert dict(found.columns) == {"query": "question", "positive": "answer"}
+    assert re.search("'group' is not in .*0.parquet; column 'score' is not", found.notes[1])
+
+
+def test_files_that_hold_text_in_other_ways_are_alike(tmp_path):
+    kinds = [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+    for number, kind in enumerate([*kinds, pa.dictionary(pa.int16(), pa.string())]):
+        whole = [pa.int32(), pa.int64(), pa.uint64(), pa.int8()][number]
+        columns = {
+            "question": pa.array([f"{number} {text}" for text in WORDS[:100]]).cast(kind),
+            "answer": pa.array(OTHER[:100]).cast(kind),
+            "group": pa.array(range(100)).cast(whole),
+        }
+        save(tmp_path, pa.table(columns), f"{number}.parquet")
+    spec, found = written(tmp_path)
+    assert set(found.columns) == {"query", "positive", "group"}
+    assert not any("differ" in note for note in found.notes)
+    assert len(draw_rows(str(tmp_path), {"query": "question"}, limit=200)) >= 100
+    split = read_split(spec.datasets[0], EvalSpec())
+    assert len(split.train) + len(split.heldout) == 400
 
 
 def test_of_many_files_some_are_opened(tmp_path):
