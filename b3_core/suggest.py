@@ -13,32 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-import pyarrow as pa
-
+from b3_core.columns import key_columns, looked_at, media_columns, named_for, text_columns
 from b3_core.config import DEFAULT_P, MiningSpec
 from b3_core.errors import InputError
-from b3_core.glance import IMAGE_NAMES, VIDEO_NAMES, Glance, is_plain
-from b3_core.source import LISTS, is_list, visible
+from b3_core.glance import Glance
+from b3_core.source import LISTS, is_list
 
-#: What columns are called, most telling first.
-_NAMES: Mapping[str, Sequence[str]] = {
-    "query": (
-        *("query", "question", "anchor", "qry", "queries", "questions", "sentence1", "sentence_1"),
-        *("premise", "text1", "prompt", "instruction", "title", "input", "docstring", "headline"),
-        *("summary", "sentence", "utterance", "text", "txt"),
-    ),
-    "positive": (
-        *("positive", "pos", "answer", "pos_text", "document", "passage", "response", "answers"),
-        *("sentence2", "sentence_2", "hypothesis", "text2", "context", "body", "code", "output"),
-        *("completion", "target", "caption", "description", "reply", "doc", "content", "article"),
-        *("abstract", "name", "text", "txt"),
-    ),
-    "negative": ("negative", "neg", "hard_negative", "neg_text"),
-    "label": ("label", "class", "category", "intent", "topic", "label_text", "cls", "tag"),
-    "group": ("group", "group_id", "cluster", "cluster_id", "doc_id", "document_id", "passage_id"),
-}
-_IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
-_VIDEO_PATH = re.compile(r"\.(mp4|webm|mov|mkv|avi)$", re.IGNORECASE)
 _MMEB_TEXTS, _MMEB_IMAGES = {"qry", "pos_text"}, {"qry_image_path", "pos_image_path"}
 
 _LABEL_WORDS = 6.0  # a label is not longer, as a mean
@@ -126,7 +106,7 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
             task=given.get("task", "retrieval"),
             notes=(_NEEDS_A_MODEL,),
         )
-    texts, media = _text_columns(seen), _media_columns(seen)
+    texts, media = text_columns(seen), media_columns(seen)
     for role in ("query", "positive", "negative"):
         if role in given and given[role] not in texts:
             kind = seen.schema.field(given[role]).type
@@ -137,7 +117,7 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
             )
     columns = {role: column for role, column in given.items() if role != "task"}
     task = given.get("task")
-    label = _named("label", [name for name in texts if name not in columns.values()])
+    label = named_for("label", [name for name in texts if name not in columns.values()])
     if task is None and "positive" not in columns and label and _is_label(seen, label):
         task = "classification"
     if task == "classification" and "positive" not in columns and label:
@@ -146,8 +126,8 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
     _check_sides(columns, seen)
     for role in sorted({"negative", "group"} - without, reverse=True):
         taken = set(columns.values())
-        able = texts if role == "negative" else _key_columns(seen)
-        named = columns.get(role) or _named(role, [name for name in able if name not in taken])
+        able = texts if role == "negative" else key_columns(seen)
+        named = columns.get(role) or named_for(role, [name for name in able if name not in taken])
         if named and not (role == "negative" and task == "classification"):
             columns[role] = named
     task = task or _task(seen, columns)
@@ -158,7 +138,7 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
         task=task,
         choices={
             **{role: texts for role in ("query", "positive", "negative")},
-            "group": _key_columns(seen),
+            "group": key_columns(seen),
         },
         notes=_notes(seen, ordered, task),
     )
@@ -265,72 +245,6 @@ def _name_of(uri: str) -> str:
     return name if re.match(r"[A-Za-z0-9]", name) else "dataset"
 
 
-def _text_columns(seen: Glance) -> list[str]:
-    """Return the columns that may be a text: of strings, not of paths, and not all blank."""
-    found = []
-    for name in seen.sample.column_names:
-        kind = seen.sample.schema.field(name).type
-        value = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if "string" not in str(value):
-            continue
-        texts = [text for text, seeable in _looked_at(seen, name) if text and seeable]
-        if texts and not _paths(texts):
-            found.append(name)
-    return found
-
-
-def _looked_at(seen: Glance, column: str) -> list[tuple[str | None, bool]]:
-    """Return a column's texts, and of each whether a run takes it."""
-    texts = seen.texts(column)
-    return list(zip(texts, visible(pa.array(texts, pa.string())).to_pylist(), strict=True))
-
-
-def _paths(texts: Sequence[str]) -> str | None:
-    """Say of which kind of media these are paths, if they are."""
-    for kind, pattern in (("image", _IMAGE_PATH), ("video", _VIDEO_PATH)):
-        if all(pattern.search(text) for text in texts):
-            return kind
-    return None
-
-
-def _media_columns(seen: Glance) -> dict[str, str]:
-    """Return column -> image or video, of paths, bytes, Hugging Face's structs, tars' members."""
-    found: dict[str, str] = {}
-    for each in seen.schema:
-        name, kind = each.name, each.type
-        if is_plain(each):
-            if name in seen.sample.column_names and "string" in str(kind):
-                medium = _paths([text for text in seen.texts(name) if text] or [""])
-                found |= {name: medium} if medium else {}
-        elif name in VIDEO_NAMES:
-            found[name] = "video"
-        elif name in IMAGE_NAMES:
-            found[name] = "image"
-        elif (pa.types.is_struct(kind) and {"bytes"} <= {part.name for part in kind}) or (
-            "binary" in str(kind) and not pa.types.is_nested(kind)
-        ):
-            found[name] = "video" if "video" in name.lower() else "image"
-    return {name: kind for name, kind in found.items() if seen.schema.names.count(name) == 1}
-
-
-def _key_columns(seen: Glance) -> list[str]:
-    kinds = {name: str(seen.sample.schema.field(name).type) for name in seen.sample.column_names}
-    return [name for name, kind in kinds.items() if "string" in kind or "int" in kind]
-
-
-def _named(role: str, columns: Sequence[str]) -> str | None:
-    """Return the column whose name says most that it is for a role."""
-    plain = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in columns[::-1]}
-    for known in _NAMES[role]:
-        if known in plain:
-            return plain[known]
-    for known in _NAMES[role][:8]:  # then as a part of one, such as question_text
-        for name, column in plain.items():
-            if known in name.split("_"):
-                return column
-    return None
-
-
 def _sides(
     given: Mapping[str, str], texts: Sequence[str], media: Mapping[str, str]
 ) -> dict[str, str]:
@@ -343,20 +257,20 @@ def _sides(
 
     has = {side: any(role.startswith(side) for role in given) for side in ("query", "positive")}
     kinds = [name for name in free(list(media))]
-    negative = given.get("negative") or _named("negative", free(texts)) or ""
+    negative = given.get("negative") or named_for("negative", free(texts)) or ""
     if not has["query"]:
-        named = _named("query", free(texts, negative))
+        named = named_for("query", free(texts, negative))
         if kinds and (len(free(texts, negative)) < 2 or named is None):
             found[f"query_{media[kinds[0]]}"] = kinds[0]
         elif named is not None:
             found["query"] = named
         elif free(texts, negative):
-            rest = free(texts, negative, _named("positive", free(texts, negative)) or "")
+            rest = free(texts, negative, named_for("positive", free(texts, negative)) or "")
             if rest:
                 found["query"] = rest[0]
     if not has["positive"]:
         left = free(texts, negative)
-        named = _named("positive", left) or (left[0] if left else None)
+        named = named_for("positive", left) or (left[0] if left else None)
         if named is not None:
             found["positive"] = named
         elif pictures := free(kinds):
@@ -430,7 +344,7 @@ def _notes(seen: Glance, columns: Mapping[str, str], task: str) -> tuple[str, ..
     for role in ("query", "positive", "negative"):
         if role not in columns:
             continue
-        looks = _looked_at(seen, columns[role])
+        looks = looked_at(seen, columns[role])
         blank = sum(not seeable for _, seeable in looks)
         if blank and not any(other.startswith(f"{role}_") for other in columns):
             notes.append(
