@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from b3_core.glance import IMAGE_NAMES, VIDEO_NAMES, Glance, is_plain
-from b3_core.source import is_text, value_type, visible
+from b3_core.source import is_list, is_text, value_type, visible
 
 #: What columns are called, most telling first.
 NAMES: Mapping[str, Sequence[str]] = {
@@ -79,6 +79,29 @@ def key_columns(seen: Glance) -> list[str]:
     """Return the columns that may say which rows are positives of one another."""
     values = {each.name: value_type(each.type) for each in seen.sample.schema}
     return [name for name, value in values.items() if is_text(value) or pa.types.is_integer(value)]
+
+
+def list_columns(seen: Glance) -> list[str]:
+    """Return the columns that hold several texts a row."""
+    kinds = {each.name: each.type for each in seen.schema}
+    return [
+        name
+        for name, kind in kinds.items()
+        if is_list(kind) and is_text(value_type(kind.value_type))
+    ]
+
+
+def label_of_numbers(seen: Glance, column: str | None = None) -> str | None:
+    """Return the column, or say whether one is it, that would be labels if it were of texts."""
+    tests = (pa.types.is_integer, pa.types.is_floating)
+    able = [each.name for each in seen.sample.schema if any(test(each.type) for test in tests)]
+    found = named_for("label", able) if column is None else column
+    return found if found is not None and found in able and few(seen.texts(found)) else None
+
+
+def few(texts: Sequence[str | None]) -> bool:
+    """Tell whether texts repeat as labels do."""
+    return 2 <= len(set(texts)) <= max(2, len(texts) // 4)
 
 
 def named_for(role: str, columns: Sequence[str]) -> str | None:

@@ -30,6 +30,9 @@ _FILES = 16  # opened at most
 _SCANNED = 100_000  # rows read of all files together
 _TWICE = "two columns"
 
+#: Rows that can be mined, at least, each with another positive: one is held out.
+LEAST = 3
+
 #: Members of a webdataset's samples, which its tars do not type.
 IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
 VIDEO_NAMES = frozenset({"mp4", "webm", "mov", "mkv", "avi"})
@@ -48,6 +51,8 @@ class Glance:
     """Whether ``rows`` was counted; else it is scaled up from some files by their sizes."""
     sample: pa.Table
     """Every n-th row of what was read, without columns of media and nested values."""
+    files: Sequence[str]
+    """Those that were opened."""
     uneven: Mapping[str, str]
     """Columns that files do not have alike, which a run refuses -> how they differ."""
 
@@ -68,7 +73,7 @@ def glance(uri: str, *, limit: int = 2000) -> Glance:
     Raises
     ------
     InputError
-        There is no such file, it cannot be read, or it holds no rows.
+        There is no such file, it cannot be read, or it holds too few rows to mine.
     """
     files = _Files.of(uri)
     thin = _Thinned(limit)
@@ -89,11 +94,11 @@ def glance(uri: str, *, limit: int = 2000) -> Glance:
         _scan(rows, names, lambda batch, start: thin.add(batch), files)
 
     files.each(look)
-    if not files.counted:
+    if files.rows < LEAST:
         raise InputError(
-            f"{uri} holds no rows",
-            expected="at least two rows",
-            remedy="check how the file was written",
+            f"{uri} holds {['no rows', 'one row', 'two rows'][files.rows]}",
+            expected=f"at least {LEAST}, with different positives: one is held out to evaluate on",
+            remedy="add rows" if files.rows else "check how the file was written",
         )
     uneven = _uneven(schemas)
     schema = pa.schema(
@@ -101,7 +106,7 @@ def glance(uri: str, *, limit: int = 2000) -> Glance:
     )
     sample = thin.table()
     sample = sample.select([name for name in sample.column_names if name not in uneven])
-    return Glance(uri, schema, files.rows, files.exact, sample, uneven)
+    return Glance(uri, schema, files.rows, files.exact, sample, list(schemas), uneven)
 
 
 def _uneven(schemas: Mapping[str, pa.Schema]) -> dict[str, str]:

@@ -9,15 +9,25 @@ Legend: N rows.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from b3_core.columns import key_columns, looked_at, media_columns, named_for, text_columns
+from b3_core.advice import about_group, about_labels, about_lists
+from b3_core.columns import (
+    few,
+    key_columns,
+    label_of_numbers,
+    list_columns,
+    looked_at,
+    media_columns,
+    named_for,
+    text_columns,
+)
 from b3_core.config import DEFAULT_P, MiningSpec
 from b3_core.errors import InputError
-from b3_core.glance import Glance
-from b3_core.source import LISTS, is_list
+from b3_core.glance import LEAST, Glance
+from b3_core.source import LISTS, is_list, is_text, value_type
 
 _MMEB_TEXTS, _MMEB_IMAGES = {"qry", "pos_text"}, {"qry_image_path", "pos_image_path"}
 
@@ -83,6 +93,7 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
         A column given is not there, or one that is needed cannot be told.
     """
     names = seen.schema.names
+    asked = given
     without = {role for role in ("negative", "group") if given.get(role) == "-"}
     given = {role: column for role, column in given.items() if role not in without}
     for role, column in given.items():
@@ -107,23 +118,23 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
             notes=(_NEEDS_A_MODEL,),
         )
     texts, media = text_columns(seen), media_columns(seen)
-    for role in ("query", "positive", "negative"):
-        if role in given and given[role] not in texts:
-            kind = seen.schema.field(given[role]).type
-            raise InputError(
-                f"column {given[role]!r} of {seen.uri} holds {kind}, or only blanks or paths",
-                expected=f"texts: {', '.join(texts) or 'there is no such column'}",
-                remedy=LISTS if is_list(kind) else f"correct --{role}",
-            )
+    _check_given(seen, given, texts)
     columns = {role: column for role, column in given.items() if role != "task"}
     task = given.get("task")
     label = named_for("label", [name for name in texts if name not in columns.values()])
     if task is None and "positive" not in columns and label and _is_label(seen, label):
         task = "classification"
-    if task == "classification" and "positive" not in columns and label:
-        columns["positive"] = label
+    if task == "classification" and "positive" not in columns:
+        if label:
+            columns["positive"] = label
+        elif numbers := label_of_numbers(seen):
+            raise InputError(
+                f"column {numbers!r} of {seen.uri} holds {seen.schema.field(numbers).type}",
+                expected="labels as texts",
+                remedy=about_labels(seen, numbers),
+            )
     columns |= _sides(columns, texts, media)
-    _check_sides(columns, seen)
+    _check_sides(columns, seen, given)
     for role in sorted({"negative", "group"} - without, reverse=True):
         taken = set(columns.values())
         able = texts if role == "negative" else key_columns(seen)
@@ -140,8 +151,44 @@ def find(seen: Glance, given: Mapping[str, str]) -> Found:
             **{role: texts for role in ("query", "positive", "negative")},
             "group": key_columns(seen),
         },
-        notes=_notes(seen, ordered, task),
+        notes=(*_notes(seen, ordered, task), *_unread(seen, ordered, asked)),
     )
+
+
+def _check_given(seen: Glance, given: Mapping[str, str], texts: Sequence[str]) -> None:
+    keys = key_columns(seen)
+    for role in ("query", "positive", "negative", "group"):
+        able, what = (keys, "text or integers") if role == "group" else (texts, "texts")
+        column = given.get(role)
+        if column is None or column in able:
+            continue
+        kind = seen.schema.field(column).type
+        remedy = f"correct --{role}"
+        if is_list(kind) and role != "group":
+            remedy = about_lists(seen, given) or LISTS
+        elif role == "group" and column in seen.sample.column_names:
+            remedy = about_group(seen, column)
+        elif role == "positive" and label_of_numbers(seen, column):
+            remedy = about_labels(seen, column)
+        raise InputError(
+            f"column {column!r} of {seen.uri} holds {kind}"
+            f"{', or only blanks or paths' if is_text(value_type(kind)) else ''}",
+            expected=f"{what}: {', '.join(able) or 'there is no such column'}",
+            remedy=remedy,
+        )
+
+
+def _unread(seen: Glance, columns: Mapping[str, str], asked: Mapping[str, str]) -> Iterator[str]:
+    """Say which columns might have been meant, but cannot be read as they are."""
+    if asked.get("group") != "-" and "group" not in columns:
+        others = set(seen.sample.column_names) - {*key_columns(seen), *columns.values()}
+        if other := named_for("group", sorted(others)):
+            kind = seen.schema.field(other).type
+            yield f"column {other!r} holds {kind}, and is left out: {about_group(seen, other)}"
+    if not any(role.endswith(("_image", "_video")) for role in columns) and (
+        lists := about_lists(seen, asked)
+    ):
+        yield lists
 
 
 _NEEDS_A_MODEL = (
@@ -281,7 +328,7 @@ def _sides(
     return found
 
 
-def _check_sides(columns: Mapping[str, str], seen: Glance) -> None:
+def _check_sides(columns: Mapping[str, str], seen: Glance, given: Mapping[str, str]) -> None:
     for side in ("query", "positive"):
         if any(role in columns for role in (side, f"{side}_image", f"{side}_video")):
             continue
@@ -290,9 +337,18 @@ def _check_sides(columns: Mapping[str, str], seen: Glance) -> None:
             f"none of the columns of {seen.uri} looks like a {side}: {names}"
             + (f"; its files differ: {_differing(seen)}" if seen.uneven else ""),
             expected="a column of texts, or of images",
-            remedy=_remedy_of_lists(seen)
-            or (_ALIKE if seen.uneven else f"name it with --{side}, or --{side}-image"),
+            remedy=_remedy_of(side, seen, given),
         )
+
+
+def _remedy_of(side: str, seen: Glance, given: Mapping[str, str]) -> str:
+    if (lists := about_lists(seen, given)) is not None:
+        return lists
+    if side == "positive" and (numbers := label_of_numbers(seen)):
+        return about_labels(seen, numbers)
+    if names := list_columns(seen):
+        return f"{', '.join(names[:5])} hold lists: {LISTS}"
+    return _ALIKE if seen.uneven else f"name it with --{side}, or --{side}-image"
 
 
 def _differing(seen: Glance) -> str:
@@ -300,15 +356,9 @@ def _differing(seen: Glance) -> str:
     return "; ".join([*told[:3], *([f"{len(told) - 3} more"] if len(told) > 3 else [])])
 
 
-def _remedy_of_lists(seen: Glance) -> str | None:
-    lists = [field.name for field in seen.schema if is_list(field.type)]
-    return f"{', '.join(lists[:5])} hold lists: {LISTS}" if lists else None
-
-
 def _is_label(seen: Glance, column: str) -> bool:
     texts = seen.texts(column)
-    distinct = len(set(texts))
-    return distinct >= 2 and distinct <= max(2, len(texts) // 4) and _words(texts) <= _LABEL_WORDS
+    return few(texts) and _words(texts) <= _LABEL_WORDS
 
 
 def _task(seen: Glance, columns: Mapping[str, str]) -> str:
@@ -341,7 +391,7 @@ def _notes(seen: Glance, columns: Mapping[str, str], task: str) -> tuple[str, ..
         notes.append(
             f"files differ: {_differing(seen)}; such columns are not suggested: a run refuses them"
         )
-    for role in ("query", "positive", "negative"):
+    for role in ("query", "positive", "negative", "group"):
         if role not in columns:
             continue
         looks = looked_at(seen, columns[role])
@@ -358,6 +408,13 @@ def _notes(seen: Glance, columns: Mapping[str, str], task: str) -> tuple[str, ..
             notes.append(
                 f"{repeated:.0%} of the rows looked at repeat a positive: they form groups, and "
                 "are no negatives of one another"
+            )
+    if "positive" in columns and not any(role.startswith("positive_") for role in columns):
+        distinct = len(set(seen.texts(columns["positive"])))
+        if distinct < LEAST:
+            notes.append(
+                f"{distinct} different positives in the rows looked at: a run needs {LEAST}, "
+                "and holds one out; add rows, or set eval_uri in CONFIG"
             )
     if any(role in columns and f"{role}_image" in columns for role in ("query", "positive")):
         notes.append(_NEEDS_A_MODEL)

@@ -275,6 +275,127 @@ def test_what_readme_does_with_lists_makes_rows_that_are_told(tmp_path, monkeypa
     }
 
 
+LISTED = [  # columns, whether they are refused, and the roles once what is said is done
+    ({"query": WORDS, "pos": 2}, True, {"query": "query", "positive": "pos", "group": "group"}),
+    (
+        {"question": WORDS, "contexts": 2, "hard_negative": 3, "id": list(range(400))},
+        True,
+        {
+            **{"query": "question", "positive": "contexts"},
+            **{"negative": "hard_negative", "group": "group"},
+        },
+    ),
+    (
+        {"question": WORDS, "answers": 2, "doc_id": list(range(400))},
+        True,
+        {"query": "question", "positive": "answers", "group": "doc_id"},
+    ),
+    ({"queries": 2, "answer": OTHER}, True, {"query": "queries", "positive": "answer"}),
+    (
+        {"query": WORDS, "title": OTHER, "pos": 2},
+        False,
+        {"query": "query", "positive": "pos", "group": "group"},
+    ),
+    (
+        {"query": WORDS, "positive": OTHER, "neg": 2},
+        False,
+        {"query": "query", "positive": "positive", "negative": "neg"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("columns", "refused", "roles"), LISTED)
+def test_what_is_said_of_lists_makes_rows_that_are_told(
+    tmp_path, monkeypatch, columns, refused, roles
+):
+    columns = {
+        name: [[f"{name} {row} {each}" for each in range(held)] for row in range(400)]
+        if isinstance(held, int)
+        else held
+        for name, held in columns.items()
+    }
+    file = save(tmp_path, columns, "lists.parquet")
+    if refused:
+        with pytest.raises(InputError) as caught:
+            written(file)
+        said = str(caught.value)
+    else:
+        said = next(note for note in written(file)[1].notes if "holds lists" in note)
+    monkeypatch.chdir(tmp_path)
+    exec(said[said.index("import pandas") :], {})
+    spec, found = written(tmp_path / "pairs.parquet")
+    assert dict(found.columns) == roles
+    split = read_split(spec.datasets[0], EvalSpec())
+    doubled = isinstance(columns[roles["query"]][0], list) or "group" in roles
+    assert len(split.train) + len(split.heldout) == (800 if doubled else 400)
+
+
+def test_a_glob_of_lists_is_led_to_readme(tmp_path):
+    save(tmp_path, {"query": WORDS, "pos": [[text] for text in OTHER], "v": [[0.5]] * 400})
+    with pytest.raises(InputError, match=r"; pos hold lists: .*\(README"):
+        written(tmp_path / "*.parquet")
+
+
+def test_lists_that_nobody_names_are_no_matter(tmp_path):
+    columns = {"question": WORDS, "answer": OTHER, "tags": [["a"]] * 400}
+    assert not any("lists" in note for note in written(save(tmp_path, columns))[1].notes)
+    columns = {"query": WORDS, "positive": OTHER, "neg": [["a"]] * 400}
+    _, found = written(save(tmp_path, columns), negative="-")
+    assert not any("lists" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        (np.arange(400) // 2 + 0.0, r"holds double.*rows\['group'\].astype\('Int64'\)"),
+        (np.arange(400) / 2, "holds double.*a group is text or integers"),
+        ([None, *np.arange(399.0)], "Int64.*1 of 400 rows looked at have none"),
+        ([True, False] * 200, "holds bool"),
+    ],
+)
+def test_a_group_that_cannot_be_read_is_told(tmp_path, group, said):
+    file = save(tmp_path, {"question": WORDS, "answer": OTHER, "group": group})
+    _, found = written(file)
+    assert "group" not in found.columns
+    assert re.search(f"'group' .*left out.*{said}|'group' {said}", found.notes[-1])
+    with pytest.raises(InputError, match="'group' of .* holds .*text or integers: question, answ"):
+        written(file, group="group")
+    assert not any("'group'" in note for note in written(file, group="-")[1].notes)
+
+
+def test_groups_that_rows_lack_are_told(tmp_path):
+    group = pa.array([None, *range(399)], pa.int64())
+    _, found = written(save(tmp_path, {"question": WORDS, "answer": OTHER, "group": group}))
+    assert found.columns["group"] == "group"
+    assert any("1 of 400 rows looked at have a blank 'group'" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("columns", "given"),
+    [
+        ({}, {}),
+        ({}, {"positive": "label"}),
+        ({"note": OTHER}, {"task": "classification"}),
+    ],
+)
+def test_labels_that_are_numbers_are_told_how_to_be_texts(tmp_path, monkeypatch, columns, given):
+    file = save(tmp_path, {"text": WORDS, "label": [0, 1, 2, 3] * 100, **columns})
+    with pytest.raises(InputError, match="label.*labels are texts") as caught:
+        written(file, **given)
+    said = str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    exec(said[said.index("import pandas") :], {})
+    spec, found = written(tmp_path / "labelled.parquet")
+    assert (found.task, found.columns["positive"]) == ("classification", "label")
+    split = read_split(spec.datasets[0], EvalSpec())
+    assert set(split.train.table["positive"].to_pylist()) < {f"name of {i}" for i in range(4)}
+
+
+def test_too_few_different_positives_are_told(tmp_path):
+    _, found = written(save(tmp_path, {"text": WORDS, "label": ["spam", "ham"] * 200}))
+    assert any("2 different positives" in note and "eval_uri" in note for note in found.notes)
+
+
 @pytest.mark.parametrize("bad", [None, " "])
 def test_a_blank_text_is_named_by_its_file_and_row(tmp_path, bad):
     save(tmp_path, {"q": WORDS}, "0.parquet")
@@ -358,8 +479,15 @@ def test_an_arrow_stream_is_looked_at(tmp_path):
     assert spec.datasets[0].query == "question"
 
 
-def test_no_rows_and_no_file_are_refused(tmp_path):
+def test_too_few_rows_and_no_file_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds no rows"):
         glance(str(save(tmp_path, {"q": pa.array([], pa.string())})))
+    for rows, said in ((1, "one row"), (2, "two rows")):
+        file = save(tmp_path, {"question": WORDS[:rows], "answer": OTHER[:rows]})
+        with pytest.raises(InputError, match=f"holds {said}; expected at least 3"):
+            glance(str(file))
+        dataset = DatasetSpec(name="d", uri=str(file), query="question", positive="answer")
+        with pytest.raises(InputError, match="nothing (is left )?to contrast"):
+            read_split(dataset, EvalSpec())
     with pytest.raises(InputError, match="no file matches"):
         glance(str(tmp_path / "none.parquet"))
