@@ -66,6 +66,8 @@ class Forecast:
     """Until Ray runs; part of the total."""
     machine: Machine
     assumptions: Sequence[str] = field(default_factory=tuple)
+    refused: Sequence[str] = field(default_factory=tuple)
+    """Why a run would not begin on that machine."""
 
     @property
     def seconds(self) -> float:
@@ -79,8 +81,8 @@ class Forecast:
 
     @property
     def problems(self) -> list[str]:
-        """What does not fit, in words."""
-        found = [stage.problem for stage in self.stages if stage.problem]
+        """What does not fit or would be refused, in words."""
+        found = [*self.refused, *(stage.problem for stage in self.stages if stage.problem)]
         disk = sum(stage.disk_gb for stage in self.stages)
         if self.machine.disk_gb is not None and disk > self.machine.disk_gb:
             found.append(

@@ -1,15 +1,16 @@
 """A forecast from a CONFIG: its plan, a sample of its data, probes, records of its store."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from b3_core import ahead
+from b3_core import ahead, packaged
 from b3_core.config import PipelineSpec
 from b3_core.embed import Pairs, PairsRef
+from b3_core.errors import InputError
 from b3_core.forecast.jobs import Job, Rows, jobs_of, key_of
 from b3_core.forecast.machine import Machine, gpus_here
 from b3_core.forecast.measure import Measured, Prober, Spread
@@ -22,6 +23,7 @@ from b3_core.machine import cores
 from b3_core.plan import Plan
 from b3_core.progress import Progress, silent
 from b3_core.ranking import Ranks
+from b3_core.ray_session import RaySession
 from b3_core.stage import Past
 from b3_core.store import ArtifactStore
 
@@ -95,9 +97,33 @@ def forecast(spec: PipelineSpec, settings: Settings, progress: Progress = silent
         machine=machine,
         starts=found.starts,
     )
-    return predict(
+    made = predict(
         jobs, basis, list(_assumptions(spec, sample, found, sampled=plan is None, jobs=jobs))
     )
+    return replace(made, refused=_refused(spec, jobs, machine.gpus))
+
+
+def _refused(spec: PipelineSpec, jobs: Sequence[Job], gpus: int) -> list[str]:
+    """Say what a session would refuse on a machine with so many GPUs; to a cluster nodes may come.
+
+    Only what is still to be made asks for GPUs, and small students never do.
+    """
+    session = RaySession(spec.compute)
+    todo = {job.kind for job in jobs if not job.done}
+    if spec.train.student in packaged.SMALL:
+        todo -= {"student", "evaluation"}
+    checks: list[Callable[[float], None]] = []
+    if todo & {"shards", "evaluation"}:
+        checks.append(session.check_gpus)
+    if "student" in todo:
+        checks.append(session.check_trainers)
+    said = []
+    for check in checks:
+        try:
+            check(gpus)
+        except InputError as error:
+            said.append(str(error))
+    return list(dict.fromkeys(said))
 
 
 def _planned(sample: Sample, spec: PipelineSpec, folder: Path) -> Plan:

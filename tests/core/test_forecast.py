@@ -1,6 +1,7 @@
 """A forecast: exact where timings follow its model, monotone, and nothing for what is done."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from b3_core.forecast.probing import stretched
 from b3_core.forecast.rates import Timing, fit, fit_all
 from b3_core.forecast.sample import Sample, draw, for_training, rows_of
 from b3_core.forecast.sizes import Widths
-from b3_core.forecast.whole import Settings, forecast
+from b3_core.forecast.whole import Settings, _refused, forecast
 from b3_core.graph import CsrGraph
 from b3_core.plan import Plan
 from b3_core.stage import Past
@@ -286,8 +287,12 @@ def test_a_probe_sees_the_gpus_that_the_run_would(
     assert found == expected
 
 
-@pytest.mark.parametrize(("share", "said", "gpus"), [(0, 0, 0), (1, 0, 3), (1, 2, 2)])
-def test_gpus_are_counted_where_they_are_wanted(spec, monkeypatch, share, said, gpus):
+@pytest.mark.parametrize(
+    ("share", "said", "gpus", "fits"),
+    [(0, 0, 0, True), (1, 0, 3, True), (1, 2, 2, True), (4, 0, 3, False), (4, 4, 4, True)],
+)
+def test_gpus_are_counted_where_they_are_wanted(spec, monkeypatch, share, said, gpus, fits):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     spreads = []
 
@@ -297,8 +302,38 @@ def test_gpus_are_counted_where_they_are_wanted(spec, monkeypatch, share, said, 
 
     monkeypatch.setattr(Prober, "measure", measure)
     made = forecast(share_of(spec, share), Settings(replace(HERE, gpus=said)))
-    assert made.machine.gpus == gpus
+    assert made.machine.gpus == gpus and made.fits == fits
     assert [each.gpus for each in spreads] == [3 if share else 0]  # probes run here
+
+
+@pytest.mark.parametrize(
+    ("share", "student", "said", "trainers", "problems"),
+    [
+        (1, "static", 0, 1, ["1 x compute.gpus_per_worker = 1 do not fit .* GPUs: 0; .*RAY_ADD"]),
+        (1, "/bert", 0, 1, ["1 x compute.gpus_per_worker = 1 do not fit .* GPUs: 0; .*RAY_ADD"]),
+        (1, "/bert", 1, 2, ["2 x compute.gpus_per_worker = 1 do not fit .* GPUs: 1; .*RAY_ADD"]),
+        (1, "static", 1, 2, []),
+        (0.5, "/bert", 1, 2, ["would have trainers share a GPU"]),
+        (0, "/bert", 0, 2, []),
+    ],
+)
+def test_a_run_that_would_be_refused_for_want_of_gpus_does_not_fit(
+    spec, monkeypatch, share, student, said, trainers, problems
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    asked = share_of(spec, share, student, train_workers=trainers)
+    jobs = [Job(kind, kind, "faq", {}, False) for kind in ("shards", "student", "evaluation")]
+    found = _refused(asked, jobs, said)
+    assert len(found) == len(problems)
+    assert all(re.search(*both) for both in zip(problems, found, strict=True)), found
+    made = replace(forecast_of([], {}, {}), refused=found)
+    assert made.problems == found and made.fits == (not found)
+    # What is done asks for nothing, and to a cluster nodes may come.
+    assert not _refused(asked, [replace(job, done=True) for job in jobs], said)
+    if share == 1:
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        assert not _refused(asked, jobs, said)
 
 
 def test_money_is_the_clock_times_what_the_machine_costs():
