@@ -1,24 +1,28 @@
 """What a CONFIG asks for and cannot have, said before hours of work instead of after them."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from b3_core import benchmarks, packaged
+from b3_core import benchmarks, packaged, teacher
 from b3_core.config import ComputeSpec, PipelineSpec
 from b3_core.errors import InputError
+from b3_core.plan import Plan
 from b3_core.ray_session import RaySession
+from b3_core.stage import Stage, missing
+from b3_core.store import ArtifactStore
 
 #: Packaged models, which read texts alone.
 _READ_TEXTS = frozenset({"static", "tokens", "minilm"})
 
 
 def check_teacher(spec: PipelineSpec) -> None:
-    """Refuse a teacher that does not read the media of a dataset.
+    """Refuse a teacher that does not read the media of a dataset, or cannot be had.
 
     Raises
     ------
     InputError
-        It is a packaged one of texts, and a side that it reads has images or videos.
+        It is a packaged one of texts, and a side that it reads has images or videos; it is one of
+        the hub that is still needed, not on this machine, and the hub may not be asked.
     """
     read = ("positive",) if spec.teacher.reads == "positive" else ("query", "positive")
     for dataset in spec.datasets:
@@ -30,6 +34,7 @@ def check_teacher(spec: PipelineSpec) -> None:
                 remedy="name one in teacher.model; or, where positives are texts, set "
                 "teacher.reads: positive",
             )
+    _check_model(spec, spec.teacher.model, spec.teacher.revision, _to_embed)
 
 
 def check_windows(spec: PipelineSpec, rows: Mapping[str, int]) -> None:
@@ -62,14 +67,15 @@ def check_windows(spec: PipelineSpec, rows: Mapping[str, int]) -> None:
 
 
 def check_student(spec: PipelineSpec) -> None:
-    """Refuse a student that does not read the media of a dataset, or cannot be trained as asked.
+    """Refuse a student that does not read the media of a dataset, or cannot be had or trained.
 
     Raises
     ------
     InputError
         It is a packaged one of texts, and a dataset has images or videos; batches cannot be shared
         out to the trainers; adapters for a packaged student; a package is absent; trainers want
-        more GPUs than there are, or would share one.
+        more GPUs than there are, or would share one; it is one of the hub that is still to be
+        trained, not on this machine, and the hub may not be asked.
     """
     for dataset in spec.datasets:
         if spec.train.student in _READ_TEXTS and dataset.media_columns:
@@ -107,6 +113,34 @@ def check_student(spec: PipelineSpec) -> None:
             )
     if not small:  # those train on the CPU
         _check_gpus(spec.compute)
+    _check_model(spec, spec.train.student, spec.train.revision, _to_train)
+
+
+def _check_model(
+    spec: PipelineSpec,
+    name: str,
+    revision: str | None,
+    todo: Callable[[Plan, ArtifactStore], Sequence[Stage]],
+) -> None:
+    """Refuse a model of the hub that is not here, unless the store holds all that it is for."""
+    if RaySession(spec.compute).joins:  # workers have caches of their own, and say so themselves
+        return
+    try:
+        teacher.check_at_hand(name, revision)
+    except InputError:
+        store = ArtifactStore(spec.store.root)
+        plan = Plan.in_store(spec, store)
+        if plan is None or todo(plan, store):
+            raise
+
+
+def _to_embed(plan: Plan, store: ArtifactStore) -> Sequence[Stage]:
+    vectors = missing(plan.legs[0].vectors, store)
+    return missing((shard for each in vectors for shard in each.shards), store)
+
+
+def _to_train(plan: Plan, store: ArtifactStore) -> Sequence[Stage]:
+    return missing(plan.students, store)
 
 
 def _check_gpus(compute: ComputeSpec) -> None:

@@ -271,6 +271,14 @@ def list_files(uri: str) -> tuple[Any, dict[str, dict[str, Any]]]:
             expected="s3://bucket/path, or a local path",
             remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead, or download the file",
         )
+    if uri.startswith("hf://"):
+        from huggingface_hub import is_offline_mode  # noqa: PLC0415 - for its own files alone
+
+        if is_offline_mode():  # its file system would fail as if the network did, again and again
+            raise InputError(
+                f"{uri} is on the Hugging Face hub, which is not asked while HF_HUB_OFFLINE=1",
+                remedy="set HF_HUB_OFFLINE=0 in the environment, or download the files",
+            )
     try:
         fs, path = open_fs(uri)
         fs.invalidate_cache()  # listings are cached, and files change

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -185,6 +186,34 @@ def model_identity(name: str, revision: str | None) -> dict[str, str]:
     return {"weights": digest.hexdigest()[:20]}
 
 
+def check_at_hand(name: str, revision: str | None) -> None:
+    """Refuse a model of the hub that is not on this machine, where the hub may not be asked.
+
+    Raises
+    ------
+    InputError
+        It is in no cache, and ``HF_HUB_OFFLINE`` is set; or it is no model, or not pinned.
+    """
+    if name in PACKAGED or Path(name).is_dir():
+        return
+    from huggingface_hub import is_offline_mode, snapshot_download  # noqa: PLC0415 - hub's only
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415 - likewise
+
+    revision = _pinned(name, revision)
+    if not is_offline_mode():
+        return
+    try:
+        # Where sentence-transformers looks.
+        cache = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+        snapshot_download(name, revision=revision, cache_dir=cache, local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"model {name!r} is neither a folder nor, at revision {revision}, in the local cache "
+            "of the hub, which is not asked while HF_HUB_OFFLINE=1",
+            remedy="set HF_HUB_OFFLINE=0 in the environment to download it, or name a folder",
+        ) from error
+
+
 def weights_of(name: str, revision: str | None) -> str:
     """Write :func:`model_identity` in one line, as stages name it among their inputs."""
     identity = model_identity(name, revision)
@@ -245,7 +274,7 @@ def load_model(
     Raises
     ------
     InputError
-        There is no such model, or it has no token vectors to pool.
+        There is no such model here, or it has no token vectors to pool.
     """
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
     from transformers.utils import logging  # noqa: PLC0415 - likewise
@@ -263,6 +292,7 @@ def load_model(
         return packaged.static_teacher().to(device or "cpu")
     if is_glyph:
         return vision.load_glyph_student(Path(folder)).to(device or "cpu")
+    check_at_hand(folder, revision)  # transformers would say that it cannot connect
     model = SentenceTransformer(
         folder,
         device=device,

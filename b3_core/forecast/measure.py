@@ -25,6 +25,7 @@ from b3_core.forecast.sample import Sample
 from b3_core.machine import cores
 from b3_core.progress import Progress, silent
 from b3_core.ray_session import TASKS_AT_ONCE, RaySession, trainings_at_once
+from b3_core.teacher import check_at_hand
 
 #: Probes, and the kinds of stages whose rates each finds.
 PROBES = {
@@ -118,6 +119,8 @@ class Prober:
 
         Raises
         ------
+        InputError
+            A model of the hub is not here, and the hub may not be asked.
         B3Error
             A probe failed; what it said last is told.
         """
@@ -129,6 +132,11 @@ class Prober:
             needed.insert(0, "embed")
         if kinds & {"shards", "student", "evaluation"}:
             needed.append("start")
+        spec = self.sample.spec
+        if "embed" in needed:
+            check_at_hand(spec.teacher.model, spec.teacher.revision)
+        if "train" in needed:
+            check_at_hand(spec.train.student, spec.train.revision)
         found = Measured()
         trained: list[dict[str, Any]] = []
         for done, name in enumerate(dict.fromkeys(needed)):

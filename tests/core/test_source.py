@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from huggingface_hub import constants as hub
 
 from b3_core import formats, remote
 from b3_core.errors import InputError, UnreachableError
@@ -112,6 +113,15 @@ def test_folder_without_parquet(tmp_path: Path) -> None:
 
 def test_unknown_scheme() -> None:
     assert refused("nosuch://bucket/x").startswith("nosuch://bucket/x cannot be opened: Protocol")
+
+
+def test_the_hub_is_not_asked_while_it_is_said_to_be_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    said = refused("hf://datasets/org/data")
+    assert "hf://datasets/org/data is on the Hugging Face hub" in said
+    assert "set HF_HUB_OFFLINE=0" in said
 
 
 def test_missing_column_names_the_nearest(tmp_path: Path) -> None:

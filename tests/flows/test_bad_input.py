@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants as hub
 from ray.exceptions import RayError
 
 from b3_core.errors import InputError
@@ -93,6 +94,13 @@ def test_a_teacher_that_does_not_exist(command, tmp_path, write_config):
 def test_a_hub_teacher_without_a_commit(command, tmp_path, write_config):
     config = write_config(teacher={"model": "org/model", "revision": "main"})
     refused(command, tmp_path, config, "org/model", "40 hex digits", "set revision")
+
+
+def test_a_hub_teacher_that_is_not_here(command, tmp_path, write_config, monkeypatch):
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    config = write_config(teacher={"model": "org/no-such-model", "revision": "0" * 40})
+    refused(command, tmp_path, config, "org/no-such-model", "nor.* cache", "HF_HUB_OFFLINE=0")
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_store_that_cannot_be_written(command, tmp_path, write_config):
