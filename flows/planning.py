@@ -92,7 +92,7 @@ def plan(
         return made.to_json()
 
     problems: list[str] = []
-    run_command(work, as_json=as_json, verbose=verbose, show=_show_plan)
+    run_command(work, as_json=as_json, verbose=verbose, show=_show_plan, detail=True)
     if strict and problems:
         raise typer.Exit(1)
 

@@ -121,17 +121,19 @@ def run_command(
     show: Callable[[Console, dict[str, Any]], None] | None = None,
     bars: bool = True,
     keeps: bool = False,
+    detail: bool = False,
 ) -> None:
     """Do a command's work with bars on stderr, then print its outcome or one line of error.
 
     ``keeps``: what is finished when it is interrupted stays, and the same command goes on.
+    ``detail``: where there are no bars, say every few seconds how far it is, as ``verbose`` does.
     """
     embedded.prepare(verbose=verbose)
     from flows.terminal import TerminalReporter  # noqa: PLC0415
     from tasks import reporting  # noqa: PLC0415
 
     console = Console(stderr=True)
-    reporter = TerminalReporter(console, detail=verbose)
+    reporter = TerminalReporter(console, detail=verbose or detail)
     reporting.use(reporter)
     goes_on = "; the same command continues where it stopped" if keeps else ""
     try:

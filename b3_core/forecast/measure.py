@@ -35,7 +35,6 @@ PROBES = {
     "evaluate": ("evaluation",),
     "start": (),
 }
-_WARM_ROWS = 512  # of a mining that has everything compiled, and is not timed
 _LEAST_ROWS = 64  # of a worker's part of a sample
 _TEXT_ROWS = 4096  # embedded by a student at most, to time it
 
@@ -128,6 +127,9 @@ class Prober:
         needed = [name for name, finds in PROBES.items() if kinds & set(finds)]
         if "evaluate" in needed and "train" not in needed:
             needed.insert(needed.index("evaluate"), "train")
+        warm = "evaluate" in needed and self._warm
+        if warm:
+            needed.remove("evaluate")
         if "mine" in needed and "embed" not in needed:
             needed.insert(0, "embed")
         if kinds & {"shards", "student", "evaluation"}:
@@ -146,7 +148,7 @@ class Prober:
             elif name == "mine":
                 self._mine(found)
             elif name == "train":
-                trained = self._train(found, jobs)
+                trained = self._train(found, jobs, judging=warm)
             elif name == "evaluate":
                 self._evaluate(found, trained)
             else:
@@ -155,8 +157,27 @@ class Prober:
         progress(len(needed), len(needed))
         return found
 
+    @property
+    def _shards(self) -> int:
+        return -(-sum(rows.train for rows in self.totals.values()) // self.spread.shard_rows)
+
+    @property
+    def _embedding(self) -> int:
+        """Processes that embed at once: no more than there are shards for."""
+        return max(1, min(self.spread.workers, cores(), self._shards))
+
+    @property
+    def _warm(self) -> bool:
+        """Whether those that train evaluate too, as small students are in a run.
+
+        Only where data is so small that to start others would take longer than what they do.
+        """
+        spec = self.sample.spec
+        small = spec.train.student in packaged.SMALL and spec.compute.train_workers == 1
+        return small and self._shards <= 1
+
     def _embed(self, found: Measured) -> None:
-        workers = min(self.spread.workers, cores())
+        workers = self._embedding
         requests = []
         for worker in range(workers):
             vectors = self.folder / f"vectors-{worker}"
@@ -193,26 +214,27 @@ class Prober:
         rows = max(self.sample.rows.values())  # smaller datasets have what they have
         batch = max(batches.batch_size for _, batches in _arms(self.sample.spec))
         least = min(rows, 2 * batch)
-        for name, sizes in (
-            ("warm", [max(least, min(rows, _WARM_ROWS))]),
-            ("mine", sorted({max(least, rows // 4), max(least, rows // 2), rows})),
-        ):
-            answers = self._run(
-                "mine",
-                [
-                    self._request(
-                        sizes=sizes,
-                        folder=str(self.folder / name),
-                        vectors=str(self.folder / "vectors-0"),
-                        rows={each: count.train for each, count in self.totals.items()},
-                    )
-                ],
+        sizes = sorted({max(least, rows // 4), max(least, rows // 2), rows})
+        for attempt in range(2):  # what compiles is not timed: it finds everything on disk then
+            request = self._request(
+                sizes=sizes,
+                folder=str(self.folder / f"mine-{attempt}"),
+                vectors=str(self.folder / "vectors-0"),
+                rows={each: count.train for each, count in self.totals.items()},
+                compiles=bool(attempt),
             )
-            if name == "mine":
-                found.timings += _timings(answers)
+            (answer,) = self._run("mine", [request])
+            if not answer["compiled"]:
+                break
+        found.timings += _timings([answer])
 
-    def _train(self, found: Measured, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """Train as many as a run has at once; return the CONFIG of each."""
+    def _train(
+        self, found: Measured, jobs: Sequence[Job], *, judging: bool
+    ) -> list[dict[str, Any]]:
+        """Train as many as a run has at once; return the CONFIG of each.
+
+        ``judging``: evaluate them in the same processes.
+        """
         steps = max((job.work["steps"] for job in jobs if job.kind == "student"), default=64)
         spec = self.sample.spec
         held = 0.0 if all(each.eval_uri for each in spec.datasets) else spec.evaluate.holdout
@@ -224,6 +246,7 @@ class Prober:
                 epochs=max(batches.epochs for _, batches in _arms(spec)),
                 holdout=held,
                 seconds=self.seconds,
+                evaluate=self._evaluation(job) if judging else None,
             )
             for job in range(min(self.spread.jobs, cores()))
         ]
@@ -233,18 +256,20 @@ class Prober:
 
     def _evaluate(self, found: Measured, trained: Sequence[dict[str, Any]]) -> None:
         requests = [
-            self._request(
-                trained=spec,
-                folder=str(self.folder / f"evaluation-{place}"),
-                seconds=self.seconds,
-                texts=_TEXT_ROWS,
-                queries=max(rows.heldout for rows in self.totals.values()),
-                entries=max(rows.heldout + rows.train for rows in self.totals.values()),
-            )
+            self._evaluation(place) | {"trained": spec}
             for place, spec in enumerate(trained[: self.spread.evaluations])
         ]
         threads = min(self.spread.evaluation_threads, cores())
         found.timings += _timings(self._run("evaluate", requests, threads=threads))
+
+    def _evaluation(self, place: int) -> dict[str, Any]:
+        return self._request(
+            folder=str(self.folder / f"evaluation-{place}"),
+            seconds=self.seconds,
+            texts=_TEXT_ROWS,
+            queries=max(rows.heldout for rows in self.totals.values()),
+            entries=max(rows.heldout + rows.train for rows in self.totals.values()),
+        )
 
     def _request(self, **more: Any) -> dict[str, Any]:
         common = {

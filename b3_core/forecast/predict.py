@@ -31,7 +31,8 @@ _REMEDIES = {
     "graph": "set mining.cell_rows, or mining.m lower",
     "communities": "set mining.cell_rows, or mining.m lower",
     "manifest": "split the dataset",
-    "student": "set train.chunk_rows or batches.batch_size lower",
+    "student": "set compute.workers or batches.batch_size lower, or train.chunk_rows unless the "
+    "student is static, whose batches are not cut",
     "evaluation": "train a narrower student, or split the dataset",
     "results": "",
 }

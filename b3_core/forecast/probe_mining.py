@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba.core.event import RecordingListener, install_recorder
 from scipy.sparse import coo_array
 
 from b3_core import kernels
@@ -34,7 +35,18 @@ _TILED = 1 << 16  # rows of a graph made of copies of the sample's, at most
 
 
 def mine(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Mine the sample at several sizes; the first size is the cold one."""
+    """Mine the sample at several sizes; the first size is the cold one.
+
+    Unless it ``compiles`` for lack of a cache, it ends when it finds out that it did, and says so.
+    """
+    with install_recorder("numba:compile") as recorder:
+        timings = _at_sizes(request, recorder)
+    kernels.compile_ranking()  # evaluations are probed by other processes, all at once
+    compiled = bool(recorder.buffer) and not request["compiles"]
+    return {"timings": timings, "compiled": compiled}
+
+
+def _at_sizes(request: Mapping[str, Any], recorder: RecordingListener) -> list[Timing]:
     sample = sample_of(request)
     timings: list[Timing] = []
     for number, rows in enumerate(request["sizes"]):
@@ -46,6 +58,8 @@ def mine(request: Mapping[str, Any]) -> dict[str, Any]:
         for vectors in leg.vectors:
             _put_vectors(vectors, store, request["vectors"])
         timings += _mined(plan, spec, totals, store, cold=cold)
+        if recorder.buffer and not request["compiles"]:
+            break
         if rows == request["sizes"][-1]:
             for ranks in leg.ranks:
                 among = min(request["rows"][ranks.dataset], _AMONG)
@@ -54,8 +68,7 @@ def mine(request: Mapping[str, Any]) -> dict[str, Any]:
             for part in leg.communities:
                 whole = min(request["rows"][part.dataset], _TILED)
                 timings = _grown(part, store, whole, timings)
-    kernels.compile_ranking()  # evaluations are probed by other processes, all at once
-    return {"timings": timings}
+    return timings
 
 
 def _mined(

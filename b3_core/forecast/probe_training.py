@@ -24,7 +24,10 @@ _ATTEMPTS, _GROWTH = 4, 32  # to find a training that is long enough: each at mo
 
 
 def train(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Train a student of a few steps twice, then of as many as fit into some seconds."""
+    """Train a student of a few steps twice, then of as many as fit into some seconds.
+
+    And evaluate the first, where that is asked for.
+    """
     import torch  # noqa: F401, PLC0415 - a worker has it before its first student
 
     sample = sample_of(request)
@@ -53,7 +56,12 @@ def train(request: Mapping[str, Any]) -> dict[str, Any]:
         one = found[0]
         if one.seconds > request["seconds"] / 2 or steps >= request["steps"]:
             break
-    return {"timings": [*timings, *found], "trained": specs[0].model_dump(mode="json")}
+    trained = specs[0].model_dump(mode="json")
+    timings += found
+    if request["evaluate"] is not None:
+        judged = evaluate({**request["evaluate"], "trained": trained}, cold=False)
+        timings += judged["timings"]
+    return {"timings": timings, "trained": trained}
 
 
 def _trained(spec: PipelineSpec, *, cold: bool) -> list[Timing]:
@@ -79,8 +87,11 @@ def _trained(spec: PipelineSpec, *, cold: bool) -> list[Timing]:
     return found
 
 
-def evaluate(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluate the student that ``train`` made first; then time loading, embedding and scoring."""
+def evaluate(request: Mapping[str, Any], *, cold: bool = True) -> dict[str, Any]:
+    """Evaluate the student that ``train`` made first; then time loading, embedding and scoring.
+
+    ``cold``: whether nothing was trained in this process before.
+    """
     from b3_core.evaluate import retrieval  # noqa: PLC0415
 
     sample = sample_of(request)
@@ -90,7 +101,7 @@ def evaluate(request: Mapping[str, Any]) -> dict[str, Any]:
     stage = next(iter(plan.evaluations.values()))
     key = key_of(stage)
     stage.run(store)
-    timings = [timing_of(job_of[key], stage, store, cold=True)]
+    timings = [timing_of(job_of[key], stage, store, cold=cold)]
 
     def timed(work: dict[str, float], call: Callable[[], Any]) -> Any:
         began = time.perf_counter()

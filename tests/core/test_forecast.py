@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from scipy.sparse import csr_array
 from b3_core.config import parse_config
 from b3_core.embed import Pairs, PairsRef
 from b3_core.errors import InputError
+from b3_core.forecast import measure
 from b3_core.forecast.jobs import KINDS, Job, Rows, jobs_of
 from b3_core.forecast.machine import Machine, read_prices
 from b3_core.forecast.measure import Measured, Prober, Spread
@@ -215,6 +217,13 @@ def test_what_does_not_fit_is_said_with_what_to_do():
     json.dumps(made.to_json())
 
 
+def test_a_static_student_is_not_told_to_cut_its_batches():
+    job = Job("student", "k", "faq", {"once": 1.0, "steps": 9.0}, False)
+    timing = Timing("student", "k", dict(job.work), 1.0, peak_mb=9000.0)
+    (said,) = forecast_of([job], {"k": fit([timing])}, {"faq": Rows(1000, 9)}).problems
+    assert "set compute.workers or batches.batch_size lower, or train.chunk_rows unless" in said
+
+
 def test_processes_side_by_side_share_the_time_and_add_up_in_memory():
     job = Job("shards", "k", "faq", {"once": 1.0, "rows": 100_000.0}, False)
     rate = {"k": fit([Timing("shards", "k", {"once": 1.0, "rows": 1000.0}, 1.0, peak_mb=1000.0)])}
@@ -334,6 +343,56 @@ def test_a_run_that_would_be_refused_for_want_of_gpus_does_not_fit(
     if share == 1:
         monkeypatch.setenv("RAY_ADDRESS", "auto")
         assert not _refused(asked, jobs, said)
+
+
+@pytest.mark.parametrize(
+    ("rows", "student", "trainers", "embedding", "warm"),
+    [
+        (1000, "static", 1, 1, True),
+        (4096, "static", 1, 1, True),
+        (4097, "static", 1, 2, False),
+        (10**6, "static", 1, 2, False),
+        (1000, "/bert", 1, 1, False),
+        (1000, "static", 2, 1, False),
+    ],
+)
+def test_small_data_is_probed_by_as_few_processes_as_a_run_of_it_has(
+    spec, monkeypatch, rows, student, trainers, embedding, warm
+):
+    monkeypatch.setattr(measure, "cores", lambda: 2)
+    asked = share_of(spec, 0, student, train_workers=trainers)
+    spread = Spread.of(asked, cpus=2, students=2)
+    prober = Prober(Sample(asked, {}), Path(), {"faq": Rows(rows, 10)}, spread)
+    assert (prober._embedding, prober._warm) == (embedding, warm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_small_data_is_probed_by(spec, monkeypatch, tmp_path, cached):
+    if not cached:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
+    kinds, run = [], subprocess.run
+
+    def spied(command, **settings):
+        if "b3_core.forecast.probe" in command:
+            kinds.append(command[3])
+        return run(command, **settings)
+
+    monkeypatch.setattr(subprocess, "run", spied)
+    students = ("student", "evaluation") if cached else ()
+    sample = draw(spec, tmp_path / "sample", rows=600)
+    prober = Prober(sample, tmp_path / "probes", {"faq": Rows(570, 30)}, ALONE, 1.0)
+    prober.folder.mkdir()
+    jobs = [Job(kind, kind, "faq", {"steps": 20}, False) for kind in ("shards", "ranks", *students)]
+    found = prober.measure(jobs)
+    # Compiling is not timed, so that what was compiled is mined again.
+    mined = ["mine"] if cached else ["mine", "mine"]
+    assert kinds == ["embed", *mined, *(["train"] if students else []), "start"]
+    assert {each.kind for each in found.timings} == {
+        *("pairs", "shards", "embeddings", "ranks", "graph", "communities", "manifest", *students)
+    }
+    warm = [each.seconds for each in found.timings if each.kind == "graph" and not each.cold]
+    assert warm and max(warm) < 1
 
 
 def test_money_is_the_clock_times_what_the_machine_costs():
