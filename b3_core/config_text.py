@@ -105,4 +105,11 @@ def _curriculum(random_epochs: int) -> list[str]:
         lines.append(
             f"    - {{epochs: {random_epochs}, random_share: 1}}  # the student is untrained"
         )
-    return [*lines, f"    - {{epochs: {2 if random_epochs else 3}}}"]
+    lines.append(f"    - {{epochs: {2 if random_epochs else 3}}}")
+    if not random_epochs:
+        lines += [
+            "    # Better, at one more pass over all rows: mine again with the student so far,",
+            "    # - {epochs: 1}",
+            "    # - {epochs: 2, refresh: true}",
+        ]
+    return lines
