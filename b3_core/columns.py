@@ -60,7 +60,7 @@ def media_columns(seen: Glance) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in seen.schema:
         name, kind = each.name, each.type
-        if is_plain(each):
+        if is_plain(each, seen.files[0]):
             if name in seen.sample.column_names and "string" in str(kind):
                 medium = paths([text for text in seen.texts(name) if text] or [""])
                 found |= {name: medium} if medium else {}

@@ -86,7 +86,7 @@ def glance(uri: str, *, limit: int = 2000) -> Glance:
         names = [
             field.name
             for field in rows.schema
-            if is_plain(field)
+            if is_plain(field, file)
             and kinds[field.name] != _TWICE
             # Others could not be put together; they are uneven.
             and kinds[field.name] == first_kind.setdefault(field.name, kinds[field.name])
@@ -226,9 +226,9 @@ def holds_tars(uri: str) -> bool:
     return any(file.endswith(".tar") for file in list_files(uri)[1])
 
 
-def is_plain(field: pa.Field) -> bool:
+def is_plain(field: pa.Field, file: str) -> bool:
     """Tell whether a column holds texts, numbers or dates: what is cheap to read and to show."""
-    if field.name in IMAGE_NAMES | VIDEO_NAMES | _BINARY_NAMES:
+    if file.endswith(".tar") and field.name in IMAGE_NAMES | VIDEO_NAMES | _BINARY_NAMES:
         return False
     kind = field.type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
