@@ -81,7 +81,7 @@ def _isolated(figures: Mapping[str, Any]) -> _Said:
     wider = "" if _wide(figures) else ", or a larger mining.m"
     return (
         "isolated",
-        f"{says}a weak teacher, or a window that is too narrow?",
+        f"{says}the teacher may be weak, or the window too narrow",
         f"try a stronger teacher{',' if wider else ' or'} mining.graph: union{wider}",
     )
 

@@ -280,7 +280,7 @@ def test_the_gravest_is_that_mining_came_to_next_to_nothing():
     assert gravest(figures) == gravest(figures | {"edges": {"isolated": 0.2}}) == []
     lost = figures | {"edges": {"isolated": 0.6}}
     assert gravest(lost) == [
-        "faq: 60% of rows have no window edge: a weak teacher, or a window that is too narrow?; "
+        "faq: 60% of rows have no window edge: the teacher may be weak, or the window too narrow; "
         "try a stronger teacher, mining.graph: union, or a larger mining.m"
     ]
     alike = {"communities": {"window": 1.1, "random_window": 1.0, "too_hard": 0.1}}
