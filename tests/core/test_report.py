@@ -253,8 +253,8 @@ def test_each_fault_is_said_with_its_number_and_a_remedy(says, fault):
 @pytest.mark.parametrize(
     ("rows", "p", "m", "isolated", "says", "remedy"),
     [
-        (1000, 30, 100, 0.6, "a window that is too narrow", "or a larger mining.m"),
-        (1000, 30, 300, 0.6, "a window that is too narrow", "mining.graph: union"),
+        (1000, 30, 100, 0.6, "the window too narrow", "or a larger mining.m"),
+        (1000, 30, 300, 0.6, "the window too narrow", "mining.graph: union"),
         (190, 160, 50, 0.6, "p = 160 leaves a window of 29 ranks, not 50", "a smaller mining.p"),
         (190, 300, 50, 1.0, "p = 300 leaves no window in 190 rows", "a smaller mining.p"),
     ],
