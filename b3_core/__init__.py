@@ -7,7 +7,7 @@ community, B rows a batch)::
 
     stage (module)            reads                       makes
     ------------------------  --------------------------  ----------------------------------------
-    Pairs (embed, pairs)      the user's parquet files    rows with keys and groups; rows held out
+    Pairs (dataset_stage)     the user's parquet files    rows with keys and groups; rows held out
     Shard (embed, teacher)    rows                        unit vectors of a few thousand rows
     Vectors (embed)           shards                      query_ND, positive_ND
     Ranks (ranking,           vectors                     neighbour_NM: best positives a query

@@ -23,7 +23,7 @@ from b3_core import cells, edges, neighbours, probing, ranking
 from b3_core.artifacts import PARTS, Address, Draft
 from b3_core.cells import Cells
 from b3_core.config import MiningSpec
-from b3_core.embed import DatasetStage, Earlier, PairsRef
+from b3_core.dataset_stage import DatasetStage, Earlier, PairsRef
 from b3_core.mine import Graph
 from b3_core.progress import Progress
 from b3_core.ranking import SPARE, Ranking, Ranks

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from b3_core.config import PipelineSpec, parse_config
-from b3_core.embed import Pairs, PairsRef, Vectors
+from b3_core.dataset_stage import Pairs, PairsRef
+from b3_core.embed import Vectors
 from b3_core.evaluate import retrieval, tiles
 from b3_core.matrix_units import MatrixUnits
 from b3_core.plan import Plan

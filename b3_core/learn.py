@@ -17,7 +17,8 @@ from b3_core import packaged, teacher
 from b3_core.artifacts import Address, Draft
 from b3_core.checkpoints import Checkpoints
 from b3_core.config import ComputeSpec, EvalSpec, TrainSpec
-from b3_core.embed import PairsRef, load_student
+from b3_core.dataset_stage import PairsRef
+from b3_core.embed import load_student
 from b3_core.evaluate import retrieval
 from b3_core.manifest import Manifest
 from b3_core.mine import ManifestOf

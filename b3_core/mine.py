@@ -22,7 +22,7 @@ from b3_core import (
 )
 from b3_core.artifacts import Draft
 from b3_core.config import BatchSpec, MiningSpec
-from b3_core.embed import DatasetStage, Earlier, PairsRef, begun_with
+from b3_core.dataset_stage import DatasetStage, Earlier, PairsRef, begun_with
 from b3_core.progress import Progress
 from b3_core.ranking import Ranking
 from b3_core.stage import WHOLE_NODE, Past, Stage, generator

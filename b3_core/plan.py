@@ -11,7 +11,8 @@ from typing import Self, TypeVar
 from b3_core.benchmarks import BenchmarkTable, table_of
 from b3_core.celled import ranking_of
 from b3_core.config import BatchSpec, ComputeSpec, MiningSpec, PipelineSpec, TrainSpec
-from b3_core.embed import Pairs, PairsRef, Vectors, check_rows
+from b3_core.dataset_stage import Pairs, PairsRef, check_rows
+from b3_core.embed import Vectors
 from b3_core.learn import Evaluation, Student
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.ranking import Ranking

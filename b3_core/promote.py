@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from b3_core.artifacts import Address, Draft
 from b3_core.config import EvalSpec, PromoteSpec, TrainSpec
-from b3_core.embed import PairsRef
+from b3_core.dataset_stage import PairsRef
 from b3_core.evaluate import compare, retrieval
 from b3_core.groups import identities
 from b3_core.learn import Evaluation, Judge

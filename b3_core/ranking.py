@@ -14,7 +14,7 @@ from b3_core import carried, graph, labels, neighbours, pairs, quality, search, 
 from b3_core.artifacts import Address, Draft
 from b3_core.communities import Partition
 from b3_core.config import MiningSpec
-from b3_core.embed import DatasetStage, Earlier, PairsRef, begun_with
+from b3_core.dataset_stage import DatasetStage, Earlier, PairsRef, begun_with
 from b3_core.progress import Progress
 from b3_core.stage import Past, generator
 from b3_core.store import ArtifactStore

@@ -25,7 +25,7 @@ from b3_core.artifacts import PARTS, Address, Draft
 from b3_core.celled import CelledGraph, CelledRanks
 from b3_core.communities import Labels
 from b3_core.config import MiningSpec
-from b3_core.embed import DatasetStage
+from b3_core.dataset_stage import DatasetStage
 from b3_core.mine import Communities, Graph
 from b3_core.progress import Progress
 from b3_core.ranking import Ranking

@@ -11,7 +11,7 @@ never lost. A change that was said long ago, and that nobody has acted on since,
 from dataclasses import dataclass
 
 from b3_core.config import DatasetSpec, EvalSpec
-from b3_core.embed import Pairs
+from b3_core.dataset_stage import Pairs
 from b3_core.reading import media_look, uris_of
 from b3_core.source import source_listing
 from b3_core.store import ArtifactStore

@@ -547,7 +547,7 @@ _WAYS = {"plain script": ["b3_core.bench.overhead"], "flows": ["flows", "run", "
 
 def _demo_pairs(corpus: str, pairs: int, store: str) -> Any:
     """Return the artifact of a demo corpus's pairs, made if it is not there."""
-    from b3_core.embed import Pairs as PairsStage  # noqa: PLC0415
+    from b3_core.dataset_stage import Pairs as PairsStage  # noqa: PLC0415
     from b3_core.store import ArtifactStore  # noqa: PLC0415
 
     spec = demo_config(corpus, pairs, store, {"part": "validation", "arms": ["random"]})

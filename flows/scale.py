@@ -14,7 +14,7 @@ from b3_core.bench import scale as bench
 from b3_core.celled import CelledRanks, ranking_of
 from b3_core.communities import Partition
 from b3_core.config import DatasetSpec, MiningSpec, PipelineSpec
-from b3_core.embed import PairsRef
+from b3_core.dataset_stage import PairsRef
 from b3_core.neighbours import RankTable
 from b3_core.ranking import Ranking
 from b3_core.ray_session import TASKS_AT_ONCE, session

@@ -11,7 +11,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from b3_core.config import DatasetSpec, EvalSpec
-from b3_core.embed import Pairs, PairsRef, Shard, ShardWorker
+from b3_core.dataset_stage import Pairs, PairsRef
+from b3_core.embed import Shard, ShardWorker
 from b3_core.errors import InputError, RefusedError, StoppedError
 from b3_core.learn import Student, evaluate_run, train_loop
 from b3_core.manifest import verify_before_training

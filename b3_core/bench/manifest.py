@@ -28,7 +28,7 @@ from b3_core.artifacts import Address, Artifact, Draft
 from b3_core.bench.machine import machine
 from b3_core.communities import Partition, community_sizes
 from b3_core.config import BatchSpec, DatasetSpec, MiningSpec, Phase
-from b3_core.embed import PairsRef
+from b3_core.dataset_stage import PairsRef
 from b3_core.manifest import verify
 from b3_core.mine import Communities, Graph, ManifestOf
 from b3_core.pairs import SCHEMA as PAIRS

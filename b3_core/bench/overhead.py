@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 
 from b3_core.config import PipelineSpec, load_config
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.plan import Plan
 from b3_core.stage import Stage
 from b3_core.store import ArtifactStore

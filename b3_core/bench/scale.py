@@ -30,7 +30,7 @@ from b3_core.artifacts import Address, Draft
 from b3_core.cells import LIST_ROWS, Sides
 from b3_core.communities import Partition
 from b3_core.config import MiningSpec
-from b3_core.embed import DatasetStage
+from b3_core.dataset_stage import DatasetStage
 from b3_core.pairs import SCHEMA, PairTable
 from b3_core.progress import Progress
 from b3_core.seams import SEAM_ROUNDS, TOGETHER

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from b3_core.config import PipelineSpec
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.forecast import past
 from b3_core.forecast.jobs import Job, Rows, key_of
 from b3_core.forecast.rates import Timing

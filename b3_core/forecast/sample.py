@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from b3_core.config import ArmSpec, BatchSpec, DatasetSpec, MiningSpec, Phase, PipelineSpec
-from b3_core.embed import Pairs
+from b3_core.dataset_stage import Pairs
 from b3_core.errors import InputError
 from b3_core.forecast.jobs import Rows
 from b3_core.glance import count_rows, draw_rows, holds_tars

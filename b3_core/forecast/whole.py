@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from b3_core import ahead, packaged
 from b3_core.config import PipelineSpec
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.errors import InputError
 from b3_core.forecast.jobs import Job, Rows, jobs_of, key_of
 from b3_core.forecast.machine import Machine, gpus_here

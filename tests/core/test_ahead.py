@@ -18,7 +18,7 @@ from b3_core.config import (
     TeacherSpec,
     TrainSpec,
 )
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.errors import InputError
 from b3_core.packaged import minilm_folder
 from b3_core.plan import Plan

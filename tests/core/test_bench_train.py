@@ -7,7 +7,7 @@ from transformers import Trainer
 from b3_core.bench import train as bench
 from b3_core.bench.train import METHODS, Case, Stopwatch, bench_train, cases, ratios, summary
 from b3_core.config import DatasetSpec, EvalSpec
-from b3_core.embed import Pairs
+from b3_core.dataset_stage import Pairs
 from b3_core.loss import GroupedInfoNCE
 from b3_core.store import ArtifactStore
 from tests import tiny

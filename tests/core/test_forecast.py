@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from b3_core.config import parse_config
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.errors import InputError
 from b3_core.forecast import measure
 from b3_core.forecast.jobs import KINDS, Job, Rows, jobs_of

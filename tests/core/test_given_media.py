@@ -10,7 +10,7 @@ import pytest
 from b3_core import mined as mined_module
 from b3_core.batches import BatchPlan
 from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, TeacherSpec, TrainSpec
-from b3_core.embed import Pairs
+from b3_core.dataset_stage import Pairs
 from b3_core.errors import InputError
 from b3_core.inputs import Seeing
 from b3_core.mined import MinedBatches

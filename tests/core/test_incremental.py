@@ -9,7 +9,7 @@ import pytest
 
 from b3_core.communities import Partition
 from b3_core.config import parse_config
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.manifest import Manifest, verify
 from b3_core.plan import Plan
 from b3_core.store import ArtifactStore

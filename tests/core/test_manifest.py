@@ -11,7 +11,7 @@ import pytest
 from b3_core.artifacts import Address
 from b3_core.communities import Partition
 from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, Phase
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.manifest import Manifest, verify, verify_before_training
 from b3_core.mine import Communities, Graph, ManifestOf

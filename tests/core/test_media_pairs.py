@@ -14,7 +14,7 @@ from PIL import Image
 
 from b3_core.artifacts import Address, Draft
 from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, parse_config
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.errors import InputError
 from b3_core.inputs import Packer, Seeing
 from b3_core.mine import Communities, Graph, ManifestOf

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from b3_core.config import DatasetSpec, EvalSpec
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.errors import InputError
 from b3_core.groups import group_ids
 from b3_core.pairs import SCHEMA, PairTable, Split, edited_rows, rows_before

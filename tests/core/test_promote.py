@@ -7,7 +7,7 @@ import pytest
 from b3_core import head
 from b3_core.artifacts import Address
 from b3_core.config import DatasetSpec, EvalSpec, PromoteSpec
-from b3_core.embed import Pairs
+from b3_core.dataset_stage import Pairs
 from b3_core.errors import InputError
 from b3_core.pairs import PairTable
 from b3_core.promote import Promotion, trained_on, unseen_rows

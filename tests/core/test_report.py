@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, Phase
-from b3_core.embed import Pairs, PairsRef
+from b3_core.dataset_stage import Pairs, PairsRef
 from b3_core.errors import CorruptArtifactError, InputError
 from b3_core.inputs import PACKED, Shelf
 from b3_core.manifest import Manifest

@@ -6,7 +6,8 @@ import weakref
 import pyarrow.parquet as pq
 
 from b3_core.config import DatasetSpec, EvalSpec, TeacherSpec
-from b3_core.embed import Pairs, PairsRef, ShardWorker, Vectors
+from b3_core.dataset_stage import Pairs, PairsRef
+from b3_core.embed import ShardWorker, Vectors
 from b3_core.store import ArtifactStore
 from tests.conftest import topic_table
 

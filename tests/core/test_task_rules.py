@@ -11,7 +11,8 @@ from b3_core import corpus, labels, packaged
 from b3_core.balance import balance
 from b3_core.communities import find_communities
 from b3_core.config import BatchSpec, DatasetSpec, EvalSpec, MiningSpec, TeacherSpec
-from b3_core.embed import Pairs, PairsRef, Vectors
+from b3_core.dataset_stage import Pairs, PairsRef
+from b3_core.embed import Vectors
 from b3_core.graph import CsrGraph
 from b3_core.groups import group_ids
 from b3_core.manifest import Manifest

@@ -14,7 +14,7 @@ from b3_core.config import (
     PipelineSpec,
     PromoteSpec,
 )
-from b3_core.embed import Pairs
+from b3_core.dataset_stage import Pairs
 from b3_core.errors import InputError
 from b3_core.reading import held_out_part, read_split
 from b3_core.tune import (

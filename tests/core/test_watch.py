@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from b3_core.config import DatasetSpec, EvalSpec
-from b3_core.embed import Pairs
+from b3_core.dataset_stage import Pairs
 from b3_core.errors import InputError
 from b3_core.store import ArtifactStore
 from b3_core.watch import Watched

@@ -28,7 +28,8 @@ import pytest
 import s3fs
 
 from b3_core.config import PipelineSpec
-from b3_core.embed import Pairs, PairsRef, ShardWorker
+from b3_core.dataset_stage import Pairs, PairsRef
+from b3_core.embed import ShardWorker
 from b3_core.plan import Plan
 from b3_core.stage import missing
 from b3_core.store import RECORD, ArtifactStore
