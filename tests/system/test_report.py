@@ -31,7 +31,8 @@ def reports(tmp_path_factory, b3):
     folder = tmp_path_factory.mktemp("report")
     store = ("--store", folder / "store")
     run = b3("demo", "--pairs", 3000, "--seeds", 1, *store, "--json", timeout=1500)
-    random, _, mined = json.loads(run.stdout)["manifests"]
+    outcome = json.loads(run.stdout)
+    random, mined = outcome["manifests"][0], outcome["manifest"]
     b3("report", mined, "--output", folder / "one.html")
     said = b3("report", random, mined, "-o", folder / "two.html", "--json")
     found = json.loads(said.stdout)
