@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,10 @@ def pytest_configure(config):
         _CASES["share"] = 0.25
         settings.register_profile("fast", max_examples=examples(100))
         settings.load_profile("fast")
+    # A shell without job control has what it starts in the background ignore Ctrl-C, and so would
+    # all that tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def examples(most):
