@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from b3_core.arrow_types import is_list, is_text, value_type
 from b3_core.glance import IMAGE_NAMES, VIDEO_NAMES, Glance, is_plain
-from b3_core.source import is_list, is_text, value_type, visible
+from b3_core.source import visible
 
 #: What columns are called, most telling first.
 NAMES: Mapping[str, Sequence[str]] = {
@@ -61,7 +62,7 @@ def media_columns(seen: Glance) -> dict[str, str]:
     for each in seen.schema:
         name, kind = each.name, each.type
         if is_plain(each, seen.files[0]):
-            if name in seen.sample.column_names and "string" in str(kind):
+            if name in seen.sample.column_names and is_text(value_type(kind)):
                 medium = paths([text for text in seen.texts(name) if text] or [""])
                 found |= {name: medium} if medium else {}
         elif name in VIDEO_NAMES:

@@ -13,17 +13,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from b3_core.arrow_types import is_list, is_text, value_type
 from b3_core.errors import InputError
 from b3_core.formats import Rows, open_rows_of
 from b3_core.remote import Remote
 from b3_core.source import (
     Blanks,
     check_columns,
-    is_list,
-    is_text,
     list_files,
     opened,
-    value_type,
 )
 
 _FILES = 16  # opened at most
@@ -230,8 +228,7 @@ def is_plain(field: pa.Field, file: str) -> bool:
     """Tell whether a column holds texts, numbers or dates: what is cheap to read and to show."""
     if file.endswith(".tar") and field.name in IMAGE_NAMES | VIDEO_NAMES | _BINARY_NAMES:
         return False
-    kind = field.type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    value = value_type(field.type)
     # Those are what media come as, or what nobody could name as a text.
     return not (pa.types.is_nested(value) or "binary" in str(value) or pa.types.is_null(value))
 

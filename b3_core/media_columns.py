@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from b3_core.arrow_types import value_type
 from b3_core.errors import InputError
 from b3_core.remote import open_fs
 
@@ -157,7 +158,7 @@ class MediaOf:
                 remedy=f"set '{role}' of the dataset to another column",
             )
         kind = self.schema.field(column).type
-        value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        value = value_type(kind)
         struct = pa.types.is_struct(value) and value.get_field_index("bytes") >= 0
         if not (struct or _is_bytes(value) or _is_path(value)):
             raise InputError(

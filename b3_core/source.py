@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
+from b3_core.arrow_types import is_list, is_text, value_type
 from b3_core.artifacts import canonical_json
 from b3_core.errors import InputError, RefusedError, UnreachableError, carries_credentials, reason
 from b3_core.formats import open_rows_of
@@ -406,23 +407,6 @@ def check_columns(schema: pa.Schema, columns: Mapping[str, str], file: str) -> N
                 if is_list(value)
                 else f"convert it, or set '{role}' of the dataset to another column",
             )
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Tell whether a column holds lists, of positives for example."""
-    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(test(kind) for test in (*tests, pa.types.is_list_view, pa.types.is_large_list_view))
-
-
-def value_type(kind: pa.DataType) -> pa.DataType:
-    """Return what a column's values are, whether or not they are in a dictionary."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Tell whether values are texts, however they are laid out."""
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in tests)
 
 
 def _as_text(column: pa.Array) -> pa.Array:

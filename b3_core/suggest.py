@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from b3_core.advice import about_group, about_labels, about_lists
+from b3_core.arrow_types import is_list, is_text, value_type
 from b3_core.columns import (
     few,
     key_columns,
@@ -27,7 +28,7 @@ from b3_core.columns import (
 from b3_core.config import DEFAULT_P, MiningSpec
 from b3_core.errors import InputError
 from b3_core.glance import LEAST, Glance
-from b3_core.source import LISTS, is_list, is_text, value_type
+from b3_core.source import LISTS
 
 _MMEB_TEXTS, _MMEB_IMAGES = {"qry", "pos_text"}, {"qry_image_path", "pos_image_path"}
 
