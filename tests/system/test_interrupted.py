@@ -35,21 +35,26 @@ def started_by(mark):
     return found
 
 
+def foreground(*arguments, home, stderr=subprocess.STDOUT, **environment):
+    """Start a command as a terminal does, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_HOME": str(home), **environment},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def seconds_to_end(verb, config, prefect_home, *, at, number):
     """Run a command in the foreground, signal it once ``at`` holds of its mark; time its end.
 
     Ctrl-C goes to the whole group, as a terminal sends it; SIGTERM to the command alone.
     """
     mark = uuid.uuid4().hex
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows", verb, str(config)],
-        cwd=ROOT,
-        env={**os.environ, "PREFECT_HOME": str(prefect_home), "B3_TEST_MARK": mark},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = foreground(verb, str(config), home=prefect_home, B3_TEST_MARK=mark)
     try:
         deadline = time.monotonic() + 280
         while not at(mark):
@@ -127,15 +132,8 @@ def test_trainings_side_by_side(when, b3, write_config, tmp_path, prefect_home):
 def test_the_end_after_the_result(seconds, write_config, prefect_home):
     """Prefect's threads take a second to end: Ctrl-C then ends them, and says nothing."""
     config = write_config(arms=["random"], compute={"workers": 1, "shard_rows": 100_000})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows", "mine", str(config), "--json"],
-        cwd=ROOT,
-        env={**os.environ, "PREFECT_HOME": str(prefect_home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    arguments = ("mine", str(config), "--json")
+    process = foreground(*arguments, home=prefect_home, stderr=subprocess.PIPE)
     assert json.loads(process.stdout.readline())["manifests"]
     time.sleep(seconds)
     assert process.poll() is None  # it still ends
