@@ -5,6 +5,7 @@ Prefect reads its settings when it is imported, so nothing here imports a flow b
 """
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -344,7 +345,12 @@ app.add_typer(bench.app, rich_help_panel=_MEASURE)
 
 def main() -> None:
     """Run the command line and exit with its code: 0 done, 1 failed, 2 bad input."""
-    app(prog_name="b3")
+    try:
+        app(prog_name="b3")
+    finally:
+        # All is said: Ctrl-C while threads end just ends them, without a traceback of whichever
+        # was waited for.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _run_flow(name: str, config: Path, *, as_json: bool, verbose: bool) -> None:

@@ -163,14 +163,6 @@ def run_command(
         if verbose:
             raise
         _fail(f"{_one_line(error)}; run again with -v for the traceback", 1)
-    finally:
-        # All is said: Ctrl-C while threads end just ends them, without a traceback of whichever
-        # was waited for. Of such handlers the last one registered is the first to run.
-        threading._register_atexit(_let_end)
-
-
-def _let_end() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
