@@ -1,5 +1,6 @@
 import logging
 import os
+import signal
 import sys
 
 import pytest
@@ -28,8 +29,12 @@ def command(served, monkeypatch, capfd):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["b3", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
+        interrupted = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:  # it lets go of Ctrl-C at its end, and this process does not end with it
+            signal.signal(signal.SIGINT, interrupted)
         logging.disable(logging.NOTSET)
         out, err = capfd.readouterr()
         return ended.value.code or 0, out, err
